@@ -1,0 +1,22 @@
+"""What stands around a token mixer: norms, activations, channel mixers, positions, lower bounds."""
+
+from subquad.layers.activations import ACTIVATIONS, activation
+from subquad.layers.channel_mixers import FFN, GLU, build_channel_mixer
+from subquad.layers.lower_bounds import LowerBounds
+from subquad.layers.norms import NORMS, build_norm
+from subquad.layers.positions import SinusoidalPositions, apply_rotary
+from subquad.layers.relative_position_encoder import RelativePositionEncoder
+
+__all__ = [
+    "ACTIVATIONS",
+    "FFN",
+    "GLU",
+    "NORMS",
+    "LowerBounds",
+    "RelativePositionEncoder",
+    "SinusoidalPositions",
+    "activation",
+    "apply_rotary",
+    "build_channel_mixer",
+    "build_norm",
+]

@@ -1,0 +1,18 @@
+"""Token mixers: what lets the positions of a sequence see each other. One file each; see `base` for the protocol."""
+
+from subquad.mixers.base import MIXERS, Mixer, State, build_mixer, register_mixer
+from subquad.mixers.hgru import HGRU
+from subquad.mixers.softmax import SoftmaxAttention
+from subquad.mixers.tno import GTU, TNO
+
+__all__ = [
+    "GTU",
+    "HGRU",
+    "MIXERS",
+    "TNO",
+    "Mixer",
+    "SoftmaxAttention",
+    "State",
+    "build_mixer",
+    "register_mixer",
+]

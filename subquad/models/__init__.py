@@ -1,0 +1,12 @@
+"""Configuration, backbone, and a head for each task: ordinary transformers models, known to the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from subquad.models.configuration import SubquadConfig
+from subquad.models.modeling import SubquadForCausalLM, SubquadModel, SubquadPreTrainedModel
+
+AutoConfig.register(SubquadConfig.model_type, SubquadConfig, exist_ok=True)
+AutoModel.register(SubquadConfig, SubquadModel, exist_ok=True)
+AutoModelForCausalLM.register(SubquadConfig, SubquadForCausalLM, exist_ok=True)
+
+__all__ = ["SubquadConfig", "SubquadForCausalLM", "SubquadModel", "SubquadPreTrainedModel"]

@@ -1,0 +1,46 @@
+"""Activation functions by name."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from subquad.registry import unknown_name
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _one_plus_elu(x: Tensor) -> Tensor:
+    return 1 + F.elu(x)
+
+
+def _two_plus_elu(x: Tensor) -> Tensor:
+    return 2 + F.elu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": _identity,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "1+elu": _one_plus_elu,
+    "2+elu": _two_plus_elu,
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The elementwise function called `name`.
+
+    Raises:
+        ValueError: If there is no such activation; the message names the nearest one.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(unknown_name("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]

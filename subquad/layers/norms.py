@@ -1,0 +1,96 @@
+"""Norms over the last axis, by name.
+
+The root-mean-square norms add their epsilon to the root, x / (‖x‖₂/√d + 1e-8), as the published models do (TNN,
+arXiv 2305.04749; TransNormer, arXiv 2210.10340). They are computed in float32 at least: 1e-8 underflows in float16.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from subquad.registry import unknown_name
+
+EPSILON = 1e-8
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def simple_rms_norm(x: Tensor) -> Tensor:
+    """The formula x / (‖x‖₂/√d + 1e-8) over the last axis of `x` (..., dim), in the dtype of `x`."""
+    wide = _widen(x)
+    root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * wide.shape[-1] ** -0.5
+    return (wide / (root + EPSILON)).to(x.dtype)
+
+
+class SimpleRMSNorm(nn.Module):
+    """Root-mean-square norm without parameters, over the last axis of (..., dim)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        return simple_rms_norm(x)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a scale (and an offset, if `bias`), over the last axis of (..., dim)."""
+
+    def __init__(self, dim: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        y = self.weight * simple_rms_norm(x)
+        return y if self.bias is None else y + self.bias
+
+
+class GatedRMSNorm(nn.Module):
+    """Root-mean-square norm times a gate on its input, scale · norm(x) · σ(gate · x), over the last axis."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.gate = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        return self.weight * simple_rms_norm(x) * torch.sigmoid(self.gate * x)
+
+
+class ScaleNorm(nn.Module):
+    """g · x / √(mean(x²) + 1e-5) with one learned scalar g, over the last axis of (..., dim)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        wide = _widen(x)
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {
+    "layernorm": nn.LayerNorm,
+    "rmsnorm": RMSNorm,
+    "simple_rmsnorm": SimpleRMSNorm,
+    "gated_rmsnorm": GatedRMSNorm,
+    "scalenorm": ScaleNorm,
+}
+
+
+def build_norm(name: str | None, dim: int) -> nn.Module:
+    """The norm called `name` over `dim` features; None is the identity.
+
+    Raises:
+        ValueError: If there is no such norm; the message names the nearest one.
+    """
+    if name is None:
+        return nn.Identity()
+    if name not in NORMS:
+        raise ValueError(unknown_name("norm", name, NORMS))
+    return NORMS[name](dim)

@@ -1,0 +1,334 @@
+"""The backbone, embedding + N × block(token mixer, channel mixer), and its heads."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from subquad.layers import SinusoidalPositions, build_channel_mixer, build_norm
+from subquad.mixers import State, build_mixer
+from subquad.models.cache import read_state, write_state
+from subquad.models.configuration import SubquadConfig
+
+
+class Block(GradientCheckpointingLayer):
+    """A token mixer and a channel mixer, each with a norm and a residual connection.
+
+    Args:
+        config: Configuration of the model.
+        index: Which layer this is.
+    """
+
+    def __init__(self, config: SubquadConfig, index: int):
+        super().__init__()
+        self.norm_position = config.norm_position
+        self.token_norm = build_norm(config.norm, config.hidden_size)
+        self.token_mixer = build_mixer(config.layer_mixers[index], config.hidden_size, config.causal)
+        self.channel_norm = build_norm(config.norm, config.hidden_size)
+        assert config.channel_mixer is not None
+        self.channel_mixer = build_channel_mixer(config.channel_mixer, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, shared: dict[str, Tensor] | None = None, **masks: Tensor | None
+    ) -> tuple[Tensor, State | None]:
+        """Run the block.
+
+        Args:
+            x: (batch, length, dim).
+            state: The token mixer's state.
+            shared: The token mixer's part of its shared module.
+            **masks: `mask` and `cu_seqlens` of the token mixer.
+
+        Returns:
+            y (batch, length, dim) and the token mixer's state.
+        """
+        mixed, state = self.token_mixer(self._before(self.token_norm, x), state, **masks, **(shared or {}))
+        x = self._after(self.token_norm, x, self.dropout(mixed))
+        mixed = self.channel_mixer(self._before(self.channel_norm, x))
+        return self._after(self.channel_norm, x, self.dropout(mixed)), state
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.norm_position == "pre" else x
+
+    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        if self.norm_position == "pre":
+            return x + branch
+        return norm(x + branch) if self.norm_position == "post" else x + norm(branch)
+
+
+class SubquadPreTrainedModel(PreTrainedModel):
+    """What all subquad models share with transformers: loading, saving, initial values."""
+
+    config_class = SubquadConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 - the name and type transformers asks for
+    _supports_sdpa = True
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Every module knows its initial values; only the two matrices over the vocabulary are the model's business.
+        parameters = list(module.parameters())
+        if parameters and all(getattr(p, "_is_hf_initialized", False) for p in parameters):
+            return
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.Linear) and module is self.get_output_embeddings():
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+class SubquadModel(SubquadPreTrainedModel):
+    """The backbone: token embedding, blocks, final norm.
+
+    Args:
+        config: Configuration of the model.
+    """
+
+    def __init__(self, config: SubquadConfig):
+        super().__init__(config)
+        dim = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=config.pad_token_id)
+        self.project_in = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim != dim else None
+        self.positions: nn.Module | None = None
+        if config.position_embedding == "sinusoidal":
+            self.positions = SinusoidalPositions(dim)
+        elif config.position_embedding == "learned":
+            assert config.max_position_embeddings is not None
+            self.positions = nn.Embedding(config.max_position_embeddings + config.position_offset, dim)
+        self.embedding_norm = build_norm(config.embedding_norm, dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
+        self.shared = nn.ModuleDict(self._shared_modules())
+        self.final_norm = build_norm(config.final_norm, dim)
+        self.project_out = nn.Linear(dim, config.output_dim, bias=False) if config.output_dim != dim else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _shared_modules(self) -> dict[str, nn.Module]:
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for mixer in self.config.layer_mixers:
+            kinds.setdefault(mixer["type"], []).append(mixer)
+        classes = {m["type"]: type(b.token_mixer) for m, b in zip(self.config.layer_mixers, self.layers, strict=True)}
+        modules = {kind: classes[kind].shared_module(m, self.config.hidden_size) for kind, m in kinds.items()}
+        return {kind: module for kind, module in modules.items() if module is not None}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the backbone.
+
+        Args:
+            input_ids: (batch, length) int64.
+            attention_mask: (batch, length), or (batch, stored + length) with a cache; 0 for padding.
+            position_ids: (batch, length) int64, counted from 0; default: what the mask and the cache say.
+            past_key_values: Cache to continue after, updated in place.
+            inputs_embeds: (batch, length, embedding_size), in place of `input_ids`.
+            cu_seqlens: (num_sequences + 1,) int, boundaries of sequences packed into one row (batch 1).
+            use_cache: Whether to return a cache; default: the configuration's, and never in training.
+            output_hidden_states: Whether to return the input of every block and the final output.
+            **kwargs: Ignored; transformers passes some.
+
+        Returns:
+            `last_hidden_state` (batch, length, output_size), `past_key_values`, `hidden_states`.
+
+        Raises:
+            ValueError: If arguments exclude each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either `input_ids` or `inputs_embeds`")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        use_cache = use_cache and self.config.causal and cu_seqlens is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = embeddings.shape[1]
+        stored = past_key_values.get_seq_length() if past_key_values is not None else 0
+        mask = None
+        if attention_mask is not None and (torch.compiler.is_compiling() or not attention_mask.all()):
+            mask = attention_mask.bool()
+        x = self._embed(embeddings, _positions(position_ids, mask, cu_seqlens, stored, embeddings))
+
+        shared = {kind: iter(module()) for kind, module in self.shared.items()}
+        hidden_states = (x,) if output_hidden_states else None
+        for index, (block, mixer) in enumerate(zip(self.layers, self.config.layer_mixers, strict=True)):
+            kind = block.token_mixer.state_type
+            state = None if past_key_values is None else read_state(past_key_values, index, kind)
+            own = next(shared[mixer["type"]]) if mixer["type"] in shared else None
+            x, state = block(x, state, own, mask=mask, cu_seqlens=cu_seqlens)
+            if use_cache:
+                assert past_key_values is not None
+                assert state is not None
+                write_state(past_key_values, index, kind, state, stored + length)
+            if hidden_states is not None:
+                hidden_states = (*hidden_states, x)
+        x = self.final_norm(x)
+        if self.project_out is not None:
+            x = self.project_out(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x, past_key_values=past_key_values if use_cache else None, hidden_states=hidden_states
+        )
+
+    def _embed(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings (batch, length, embedding_size) to the first block's input; `positions` are −1 for padding."""
+        x = embeddings
+        if self.config.scale_embedding:
+            x = x * math.sqrt(self.config.hidden_size)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.positions is not None:
+            shifted = positions + self.config.position_offset
+            if isinstance(self.positions, nn.Embedding):
+                if int(shifted.max()) >= self.positions.num_embeddings:
+                    raise ValueError(
+                        f"position {int(positions.max())} is beyond the {self.config.max_position_embeddings} learned "
+                        "positions of this model: use a shorter sequence"
+                    )
+                vectors = self.positions(shifted.clamp_min(0)) * (positions >= 0).unsqueeze(-1)
+            else:
+                vectors = self.positions(shifted.where(positions >= 0, -1))
+            x = x + vectors.to(x.dtype)
+        return self.dropout(self.embedding_norm(x))
+
+
+def _positions(
+    position_ids: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None, stored: int, embeddings: Tensor
+) -> Tensor:
+    """Position of each token in its own sequence (batch or 1, length), −1 for padding."""
+    length = embeddings.shape[1]
+    if mask is not None:
+        counted = mask.long().cumsum(-1) - 1 if position_ids is None else position_ids
+        return counted[:, -length:].where(mask[:, -length:], -1)
+    if position_ids is not None:
+        return position_ids
+    steps = torch.arange(stored, stored + length, device=embeddings.device)
+    if cu_seqlens is not None:
+        starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff(), output_size=length)
+        steps = steps - starts.to(steps.device)
+    return steps.unsqueeze(0)
+
+
+class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
+    """Causal language model: the backbone and an output layer, tied to the token embedding or not.
+
+    Args:
+        config: Configuration of the model; `causal` must be true.
+
+    Example:
+        >>> import torch
+        >>> from subquad import SubquadConfig, SubquadForCausalLM
+        >>> config = SubquadConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, mixers=[{"type": "hgru"}])
+        >>> model = SubquadForCausalLM(config).eval()
+        >>> model(torch.zeros(1, 5, dtype=torch.long)).logits.shape
+        torch.Size([1, 5, 100])
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - as transformers asks for
+
+    def __init__(self, config: SubquadConfig):
+        super().__init__(config)
+        if not config.causal:
+            raise ValueError("a causal language model needs `causal: true` in its configuration")
+        self.model = SubquadModel(config)
+        self.lm_head = nn.Linear(config.output_dim, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at every position.
+
+        Args:
+            input_ids: (batch, length) int64.
+            attention_mask: As in `SubquadModel`.
+            position_ids: As in `SubquadModel`.
+            past_key_values: As in `SubquadModel`.
+            inputs_embeds: As in `SubquadModel`.
+            labels: (batch, length) int64, the inputs themselves: shifted here; −100 is not scored.
+            shift_labels: (batch, length) int64, the token after each position: not shifted; −100 is not scored.
+            cu_seqlens: As in `SubquadModel`.
+            use_cache: As in `SubquadModel`.
+            output_hidden_states: As in `SubquadModel`.
+            logits_to_keep: Compute logits of the last so many positions, or of these indices; 0: of all.
+            num_items_in_batch: What the summed loss is divided by; default: the number of scored tokens.
+            **kwargs: Ignored; transformers passes some.
+
+        Returns:
+            `loss` (nats per token), `logits` (batch, kept, vocab_size), `past_key_values`, `hidden_states`.
+
+        Raises:
+            ValueError: If arguments exclude each other.
+        """
+        if labels is not None and shift_labels is not None:
+            raise ValueError("pass either `labels` or `shift_labels`")
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            cu_seqlens=cu_seqlens,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept])
+        if labels is not None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        loss = None
+        if shift_labels is not None:
+            loss = token_loss(logits, shift_labels, num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+def token_loss(logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy in nats, summed over targets other than −100 and divided by their number.
+
+    Args:
+        logits: (batch, length, vocab_size); half precision is widened to float32.
+        targets: (batch, length) int64.
+        num_items_in_batch: Number to divide by instead, where a batch is part of a larger one.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    count = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+    return total / count
