@@ -122,7 +122,7 @@ def test_clear_errors(config):
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown mixer 'hgrn'\. Did you mean 'hgru'\?"):
         build_mixer({"type": "hgrn"}, 16)
-    with pytest.raises(ValueError, match=r"unknown option of mixer 'tno' 'expand_ration'\. Did you mean 'expand_ratio'"):
+    with pytest.raises(ValueError, match=r"option of mixer 'tno' 'expand_ration'\. Did you mean 'expand_ratio'"):
         build_mixer({"type": "tno", "expand_ration": 3}, 16)
     with pytest.raises(ValueError, match="causal"):
         build_mixer({"type": "tno", "causal": False}, 16)
