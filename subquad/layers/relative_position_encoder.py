@@ -1,5 +1,7 @@
 """Relative position encoder: from a lag to the coefficients of a Toeplitz operator (TNN, arXiv 2305.04749)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,6 @@ class RelativePositionEncoder(nn.Module):
             return _linear(self.output_proj, self.activation(self.norms[-1](z)))
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: Any, x: Tensor) -> Tensor:
     """The map in the dtype of `x`, whatever the parameters are stored in."""
     return nn.functional.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))

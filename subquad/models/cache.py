@@ -1,5 +1,7 @@
 """States of mixers in transformers' own caches: what `generate`, beam search and users pass around."""
 
+from typing import Any
+
 from torch import Tensor
 from transformers import Cache
 
@@ -8,7 +10,7 @@ from subquad.mixers import State
 
 def read_state(cache: Cache, layer: int, state_type: str) -> State | None:
     """The state of one layer's mixer, None before the first token."""
-    slot = cache.layers[layer]
+    slot: Any = cache.layers[layer]
     if state_type == "growing":
         return (slot.keys, slot.values) if slot.get_seq_length() else None
     states = tuple(state for j, state in slot.recurrent_states.items() if slot.has_previous_state[j])
@@ -17,7 +19,7 @@ def read_state(cache: Cache, layer: int, state_type: str) -> State | None:
 
 def write_state(cache: Cache, layer: int, state_type: str, state: State, length: int) -> None:
     """Keep the state of one layer's mixer after `length` tokens."""
-    slot = cache.layers[layer]
+    slot: Any = cache.layers[layer]
     if state_type == "growing":
         slot.keys, slot.values = state
     else:

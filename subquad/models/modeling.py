@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from subquad.layers import SinusoidalPositions, build_channel_mixer, build_norm
-from subquad.mixers import State, build_mixer
+from subquad.mixers import MIXERS, State, build_mixer
 from subquad.models.cache import read_state, write_state
 from subquad.models.configuration import SubquadConfig
 
@@ -84,8 +84,8 @@ class SubquadPreTrainedModel(PreTrainedModel):
                 module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.Linear) and module is self.get_output_embeddings():
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
 
 class SubquadModel(SubquadPreTrainedModel):
@@ -119,8 +119,7 @@ class SubquadModel(SubquadPreTrainedModel):
         kinds: dict[str, list[dict[str, Any]]] = {}
         for mixer in self.config.layer_mixers:
             kinds.setdefault(mixer["type"], []).append(mixer)
-        classes = {m["type"]: type(b.token_mixer) for m, b in zip(self.config.layer_mixers, self.layers, strict=True)}
-        modules = {kind: classes[kind].shared_module(m, self.config.hidden_size) for kind, m in kinds.items()}
+        modules = {kind: MIXERS[kind].shared_module(mixers, self.config.hidden_size) for kind, mixers in kinds.items()}
         return {kind: module for kind, module in modules.items() if module is not None}
 
     def forward(
@@ -172,14 +171,14 @@ class SubquadModel(SubquadPreTrainedModel):
         shared = {kind: iter(module()) for kind, module in self.shared.items()}
         hidden_states = (x,) if output_hidden_states else None
         for index, (block, mixer) in enumerate(zip(self.layers, self.config.layer_mixers, strict=True)):
-            kind = block.token_mixer.state_type
-            state = None if past_key_values is None else read_state(past_key_values, index, kind)
+            state_type = MIXERS[mixer["type"]].state_type
+            state = None if past_key_values is None else read_state(past_key_values, index, state_type)
             own = next(shared[mixer["type"]]) if mixer["type"] in shared else None
             x, state = block(x, state, own, mask=mask, cu_seqlens=cu_seqlens)
             if use_cache:
                 assert past_key_values is not None
                 assert state is not None
-                write_state(past_key_values, index, kind, state, stored + length)
+                write_state(past_key_values, index, state_type, state, stored + length)
             if hidden_states is not None:
                 hidden_states = (*hidden_states, x)
         x = self.final_norm(x)
