@@ -1,0 +1,24 @@
+"""Text on disk → token streams → blocks → batches."""
+
+from subquad.data.blocks import Blocks, block_slices, collate
+from subquad.data.errors import DataError
+from subquad.data.sources import Source, open_source
+from subquad.data.storage import Corpus, TokenStream, prepare
+from subquad.data.tokenizers import Tokenizer, Vocabulary, build_tokenizer, check_vocabulary, load_tokenizer
+
+__all__ = [
+    "Blocks",
+    "Corpus",
+    "DataError",
+    "Source",
+    "TokenStream",
+    "Tokenizer",
+    "Vocabulary",
+    "block_slices",
+    "build_tokenizer",
+    "check_vocabulary",
+    "collate",
+    "load_tokenizer",
+    "open_source",
+    "prepare",
+]
