@@ -1,5 +1,6 @@
 """Text on disk → token streams → blocks → batches."""
 
+from subquad.data.batching import CompatBatches, batch_by_size, epoch_batches, ordered_indices
 from subquad.data.blocks import Blocks, block_slices, collate
 from subquad.data.errors import DataError
 from subquad.data.sources import Source, open_source
@@ -8,17 +9,21 @@ from subquad.data.tokenizers import Tokenizer, Vocabulary, build_tokenizer, chec
 
 __all__ = [
     "Blocks",
+    "CompatBatches",
     "Corpus",
     "DataError",
     "Source",
     "TokenStream",
     "Tokenizer",
     "Vocabulary",
+    "batch_by_size",
     "block_slices",
     "build_tokenizer",
     "check_vocabulary",
     "collate",
+    "epoch_batches",
     "load_tokenizer",
     "open_source",
+    "ordered_indices",
     "prepare",
 ]

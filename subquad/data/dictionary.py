@@ -3,6 +3,7 @@
 The rules of counting, order and padding are those of fairseq's preprocessing: `dict.txt` comes out byte for byte.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Dictionary:
             overwrite = count == "#fairseq:overwrite"
             if overwrite:
                 symbol, _, count = symbol.rpartition(" ")
-            if not (count.isascii() and count.isdigit()):
+            if not re.fullmatch("[0-9]{1,18}", count):
                 raise DataError(f"{path}: line {number} is not `<symbol> <count>`: {line[:60]!r}")
             if symbol in ids and not overwrite:
                 raise DataError(f"{path}: line {number} repeats the symbol {symbol[:60]!r}")

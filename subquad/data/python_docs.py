@@ -69,11 +69,18 @@ def _prose(path: Path) -> Iterator[str]:
         RecursionError,
     ):  # the test suite has broken files on purpose
         return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
+    yield from _docstrings(tree)
     for block in _COMMENT_BLOCK.findall(source):
         yield inspect.cleandoc(_COMMENT_SIGN.sub("", block))
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield ast.get_docstring(node) or ""
+    # Statements only: `ast.walk` would visit every expression too, for twice the time.
+    for part in ("body", "orelse", "handlers", "finalbody"):
+        for statement in getattr(node, part, ()):
+            yield from _docstrings(statement)
 
 
 def _is_prose(text: str) -> bool:

@@ -167,13 +167,19 @@ def prepare(
     return corpus
 
 
-def _dtype(vocabulary: Vocabulary) -> np.dtype:
+def combined_fingerprint(hashes: dict[str, str]) -> str:
+    """The fingerprint of a corpus from the SHA-256 of the ids of each split, written with `token_dtype`."""
+    return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
+
+
+def token_dtype(vocabulary: Vocabulary) -> np.dtype:
+    """The type that ids are stored with."""
     return np.dtype("<u2" if vocabulary.size < 65_500 else "<u4")
 
 
 def _check_space(root: Path, source: Source, vocabulary: Vocabulary) -> None:
     bytes_per_token = 1 if vocabulary.unit == "byte" else 3
-    needed = (source.num_bytes or 0) // bytes_per_token * _dtype(vocabulary).itemsize
+    needed = (source.num_bytes or 0) // bytes_per_token * token_dtype(vocabulary).itemsize
     free = shutil.disk_usage(root).free
     if needed > free:
         raise DataError(
@@ -202,7 +208,7 @@ def _open(folder: Path, name: str, vocabulary: Vocabulary) -> Corpus | None:
             return None
         streams = {}
         for split, counts in header["splits"].items():
-            tokens = np.memmap(folder / f"{split}.tokens", dtype=_dtype(vocabulary), mode="r")
+            tokens = np.memmap(folder / f"{split}.tokens", dtype=token_dtype(vocabulary), mode="r")
             items = np.memmap(folder / f"{split}.items", dtype="<i8", mode="r")
             if len(tokens) != counts["tokens"] or len(items) != counts["items"] + 1:
                 return None
@@ -224,16 +230,15 @@ def _build(folder: Path, source: Source, tokenizer: Tokenizer, num_workers: int,
     ):
         for split in source.readers:
             pieces = _pieces(source.read(split, whole_lines=tokenizer.line_wise))
-            splits[split] = _write_split(folder, split, encode(pieces), _dtype(tokenizer.vocabulary), bar.update)
+            splits[split] = _write_split(folder, split, encode(pieces), token_dtype(tokenizer.vocabulary), bar.update)
             if not splits[split]["tokens"]:
                 raise DataError(f"{source.name}: the split '{split}' holds no text")
-    hashes = [[split, splits[split]["sha256"]] for split in splits]
     header = {
         "format": FORMAT,
         "source": source.name,
         "source_fingerprint": source.fingerprint,
         "split_rule": source.split_rule,
-        "fingerprint": hashlib.sha256(json.dumps(hashes).encode()).hexdigest(),
+        "fingerprint": combined_fingerprint({split: counts["sha256"] for split, counts in splits.items()}),
         "vocabulary": tokenizer.vocabulary.as_dict(),
         "splits": splits,
     }
@@ -268,7 +273,7 @@ def _pieces(texts: Iterable[Text]) -> Iterator[list[Text]]:
 def _encode(tokenizer: Tokenizer, piece: list[Text]) -> _Encoded:
     ids, lengths, is_open = tokenizer.encode_corpus(piece)
     return _Encoded(
-        ids.astype(_dtype(tokenizer.vocabulary)),
+        ids.astype(token_dtype(tokenizer.vocabulary)),
         lengths,
         is_open,
         words=sum(len(text.text.split()) for text in piece),
