@@ -112,9 +112,11 @@ class HGRU(Mixer):
         bound = logits.new_zeros(()) if lower_bound is None else lower_bound.to(logits.dtype)
         input_gate = (1 - bound) * torch.sigmoid(-logits)
         decay = bound + (1 - bound) * torch.sigmoid(logits)
+        inputs = self.activation(self.input_proj(x))
         if self.phase is not None:
-            input_gate = torch.cat([input_gate, input_gate], dim=-1)
-        return self.activation(self.input_proj(x)) * input_gate, decay
+            inputs = inputs.unflatten(-1, (2, self.dim))
+            return (inputs * input_gate.unsqueeze(-2)).flatten(-2), decay
+        return inputs * input_gate, decay
 
     def _scan(
         self, inputs: Tensor, decay: Tensor, initial: Tensor | None, mask: Tensor | None, reverse: bool = False
