@@ -1,8 +1,8 @@
-"""A training step of the TNN language model against the straightforward published formulation, side by side in one process.
+"""A training step of the TNN language model against the straightforward published formulation, in one process.
 
 The baseline is our own re-statement of the published layer, since the published distributions of `tnn-pytorch` hold no
-code: it evaluates the encoder at 0 and at the positive lags, transforms the padded tensors along the strided time axis, and
-leaves the gradient to autograd. Both models hold the same weights; before anything is timed their losses and gradients are
+code: it evaluates the encoder at 0 and at the positive lags, transforms the padded tensors along the strided time axis,
+and leaves the gradient to autograd. Both models hold the same weights; before anything is timed their gradients are
 compared.
 
     python benchmarks/tnn_training_step.py [--batch 4] [--length 512] [--repeats 7] [--json FILE]
