@@ -17,8 +17,11 @@ from pathlib import Path
 
 from subquad.data.errors import DataError
 
-MIN_CHARACTERS = 100
-MIN_PROSE = 0.85  # share of letters, blanks and line ends; tables, formulas and commented-out code have less
+MIN_CHARACTERS = 40
+MIN_PROSE = 0.75  # share of letters, blanks and line ends; tables, formulas and commented-out code have less
+
+# Tests are two thirds of the sources and little of the prose, and some distributions leave them out.
+_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
 
 _COMMENT_BLOCK = re.compile(r"(?:^[ \t]*#.*\n){2,}", re.MULTILINE)
 _COMMENT_SIGN = re.compile(r"^[ \t]*#+ ?", re.MULTILINE)
@@ -34,7 +37,7 @@ def python_docs() -> tuple[str, ...]:
     library = Path(sysconfig.get_paths()["stdlib"])
     documents = dict.fromkeys(_topics())
     for path in sorted(library.rglob("*.py")):
-        if not {"site-packages", "dist-packages"} & set(path.relative_to(library).parts):
+        if not _SKIPPED & set(path.relative_to(library).parts):
             documents.update(dict.fromkeys(text for text in _prose(path) if _is_prose(text)))
     if len(documents) < 100:
         raise DataError(f"python-docs: {library} has no Python sources to read; give a text file instead")
@@ -67,7 +70,7 @@ def _prose(path: Path) -> Iterator[str]:
         SyntaxError,
         ValueError,
         RecursionError,
-    ):  # the test suite has broken files on purpose
+    ):
         return
     yield from _docstrings(tree)
     for block in _COMMENT_BLOCK.findall(source):

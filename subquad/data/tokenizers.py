@@ -361,7 +361,10 @@ def _gpt2_from(dictionary: Dictionary, tokens: list[str], merges: list[tuple[str
         vocab[tokens[int(symbol)] if is_id else symbol] = i
     if missing := len(tokens) - len(vocab.keys() & set(tokens)):
         raise DataError(f"{name}: dict.txt lacks {missing} of the {len(tokens)} ids of GPT-2")
-    model = models.BPE(vocab=vocab, merges=cast(list[tuple[str, str]], merges))
+    try:
+        model = models.BPE(vocab=vocab, merges=cast(list[tuple[str, str]], merges))
+    except Exception as error:  # the only kind that tokenizers raises
+        raise DataError(f"{name}: the merges do not fit the vocabulary ({_reason(error)})") from None
     return Tokenizer(_wrap(_byte_level(model)), unit="gpt2-bpe", line_wise=True, dictionary=dictionary)
 
 
