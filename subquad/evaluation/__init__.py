@@ -1,0 +1,31 @@
+"""Evaluation of trained models: perplexity, length extrapolation, speed and memory, and the comparison of runs."""
+
+from subquad.evaluation.efficiency import (
+    Efficiency,
+    GenerationSpeed,
+    TrainingSpeed,
+    generation_speed,
+    measure_run,
+    training_speed,
+)
+from subquad.evaluation.extrapolation import extrapolate, extrapolate_run, save_extrapolation
+from subquad.evaluation.perplexity import PerplexityResult, evaluate_perplexity, evaluate_run
+from subquad.evaluation.report import compare
+from subquad.evaluation.runs import Run
+
+__all__ = [
+    "Efficiency",
+    "GenerationSpeed",
+    "PerplexityResult",
+    "Run",
+    "TrainingSpeed",
+    "compare",
+    "evaluate_perplexity",
+    "evaluate_run",
+    "extrapolate",
+    "extrapolate_run",
+    "generation_speed",
+    "measure_run",
+    "save_extrapolation",
+    "training_speed",
+]

@@ -1,0 +1,314 @@
+"""The command line: each command parses, calls one function of the library, and prints.
+
+Imports stand inside the commands, so that `--help` does not wait for torch.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from subquad._version import __version__
+
+USER_ERROR = 2
+
+
+class _Group(TyperGroup):
+    """Errors that a user can cause become one line and exit code 2; `--debug` shows where they come from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output has gone; closing it again at exit would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (ValueError, OSError, ImportError) as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {_message(error)}", err=True)
+            raise typer.Exit(USER_ERROR) from None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+app = typer.Typer(
+    name="subquad",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `subquad train` writes it.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text file, folder, glob, hf:DATASET or python-docs; repeat for several files. Default: as in the recipe."
+    ),
+]
+Split = Annotated[str, typer.Option(help="Part of the data: train, valid or test.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: a GPU if there is one.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"subquad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """Train, evaluate and compare sequence models whose cost grows slower than the square of the length."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe (see `subquad recipes`) or a YAML file.")
+    ] = None,
+    data: Data = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of the recipe; may be repeated."),
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run; needs no recipe.")] = None,
+) -> None:
+    """Train a model from a recipe; prints the run folder."""
+    if (recipe is None) == (resume is None):
+        raise ValueError("give either a recipe or --resume RUN")
+    from subquad.training.train import train
+
+    typer.echo(
+        train(recipe, data=_one_or_several(data), output=output, overrides=tuple(overrides or ()), resume=resume)
+    )
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Data = None,
+    split: Split = "test",
+    length: Annotated[int | None, typer.Option(help="Tokens in a block. Default: the training length.")] = None,
+    context_window: Annotated[
+        int, typer.Option(help="Tokens of a block that repeat earlier text and are not scored.")
+    ] = 0,
+    device: Device = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
+) -> None:
+    """Score every token of a text: perplexity per token and per word, bits per byte."""
+    from subquad.evaluation import evaluate_run
+
+    result = evaluate_run(
+        run, _one_or_several(data), split=split, length=length, context_window=context_window, device=device
+    )
+    if json is not None:
+        import json as format
+
+        from subquad.evaluation.files import written
+
+        with written(json) as path:
+            path.write_text(format.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _print_table(
+        ["figure", "value", "over"],
+        [
+            ["loss (nats per token)", f"{result.loss:.4f}", f"{result.tokens:,} tokens, none skipped"],
+            ["bits per token", f"{result.bits_per_token:.4f}", f"a token is: {result.vocabulary}"],
+            ["perplexity per token", _number(result.perplexity, ",.2f"), f"length {length or result.length}"],
+            [
+                "perplexity per word",
+                _number(result.word_perplexity, ",.2f"),
+                f"{_number(result.words, ',')} words and line ends",
+            ],
+            ["bits per byte", _number(result.bits_per_byte, ".4f"), f"{_number(result.bytes, ',')} bytes"],
+        ],
+    )
+
+
+@app.command()
+def extrapolate(
+    run: RunFolder,
+    lengths: Annotated[str, typer.Option(help="Lengths to evaluate at, as in 256,512,1024.")],
+    data: Data = None,
+    split: Split = "test",
+    device: Device = None,
+) -> None:
+    """Evaluate at many lengths; writes extrapolation.json, .csv and .png into the run folder."""
+    from subquad.evaluation import extrapolate_run
+
+    results = extrapolate_run(run, _lengths(lengths), _one_or_several(data), split=split, device=device)
+    _print_table(
+        ["length", "perplexity", "per word", "bits/byte", "loss"],
+        [
+            [
+                f"{r.length:,}",
+                _number(r.perplexity, ",.2f"),
+                _number(r.word_perplexity, ",.2f"),
+                _number(r.bits_per_byte, ".4f"),
+                f"{r.loss:.4f}",
+            ]
+            for r in results
+        ],
+    )
+    typer.echo(f"a token is: {results[0].vocabulary}; {results[0].tokens:,} tokens at each length, none skipped")
+    typer.echo(run / "extrapolation.png")
+
+
+@app.command()
+def generate(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to add.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 more likely text, above 1 more varied; 0: no chance at all.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many most likely tokens.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most likely tokens with this probability together.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    device: Device = None,
+) -> None:
+    """Continue a text, printed as it is made."""
+    from subquad.evaluation import Run
+    from subquad.generation import generate_text
+
+    opened = Run(run)
+    model, tokenizer = opened.load_model(device), opened.load_tokenizer()
+    typer.echo(prompt, nl=False)
+    generate_text(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stream=lambda text: typer.echo(text, nl=False),
+    )
+    typer.echo()
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    output: Annotated[Path, typer.Option(help="Folder to write comparison.html and comparison.csv to.")],
+    measure: Annotated[
+        bool, typer.Option(help="Measure speed and memory of all runs here, one after the other, with equal shapes.")
+    ] = True,
+) -> None:
+    """Put runs side by side on one page that works offline."""
+    from subquad.evaluation import compare
+
+    typer.echo(compare(runs, output, measure=measure, progress=lambda text: typer.echo(text, err=True)))
+
+
+recipes = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="List the recipes, or show one.")
+app.add_typer(recipes, name="recipes")
+
+
+@recipes.callback()
+def _recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with the package."""
+    from subquad.training.recipe import list_recipes
+
+    for recipe in list_recipes():
+        typer.echo(recipe)
+
+
+@recipes.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+    """Print a recipe."""
+    from subquad.training.recipe import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@app.command()
+def info() -> None:
+    """Versions, devices, and what each op runs on and why."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from subquad.ops import explain
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("torch", "transformers", "tokenizers", "triton", "numba", "accelerate", "datasets", "matplotlib")
+    rows = [["subquad", __version__], ["python", platform.python_version()], *([p, installed(p)] for p in packages)]
+    rows.append(["system", platform.platform()])
+    rows.append(["cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"])
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        rows.append([f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB"])
+    if not torch.cuda.is_available():
+        rows.append(["cuda", "not available"])
+    _print_table(["", ""], rows)
+    typer.echo()
+    typer.echo(explain())
+
+
+def _one_or_several(values: list[str] | None) -> str | list[str] | None:
+    return values[0] if values and len(values) == 1 else values or None
+
+
+def _lengths(text: str) -> list[int]:
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--lengths must be positive numbers with commas, as in 256,512,1024, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _number(value: float | None, format: str) -> str:
+    return "–" if value is None else f"{value:{format}}"
+
+
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    """Columns as wide as they must be: numbers to the right, other text to the left."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    numeric = [all(row[column][:1].isdecimal() or row[column] == "–" for row in rows) for column in range(len(head))]
+    if any(head):
+        rows = [head, ["─" * width for width in widths], *rows]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def main() -> None:
+    """Run the command line."""
+    # Text of any model can be printed, whatever the terminal's encoding.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    app()

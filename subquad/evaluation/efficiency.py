@@ -1,0 +1,188 @@
+"""Speed and memory of a model: training steps, and generation against the length of the context.
+
+Figures of different models may be compared when they were measured on one machine with the same shapes; `measure_run`
+gives each run a fresh process, so that neither memory nor caches of an earlier model count.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subquad.evaluation.extrapolation import max_positions
+from subquad.evaluation.runs import Run
+
+CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
+DECODE_STEPS = 24
+WARMUP_STEPS = 4
+TRAINING_STEPS = 5
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """Cost of training steps (forward, backward, AdamW) of one shape.
+
+    Args:
+        batch_size: Sequences in a step.
+        length: Tokens in a sequence.
+        tokens_per_second: From the median time of a step.
+        peak_memory_bytes: Most memory in use at once: what torch allocated on a GPU; on a CPU what the process grew by
+            since before the model was there. None where the system does not tell.
+    """
+
+    batch_size: int
+    length: int
+    tokens_per_second: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class GenerationSpeed:
+    """Cost of generating after a context, batch 1.
+
+    Args:
+        context: Tokens before the first new one.
+        prefill_ms: Time to read the context.
+        ms_per_token: Median time of a new token.
+    """
+
+    context: int
+    prefill_ms: float
+    ms_per_token: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """All that is measured of a run.
+
+    Args:
+        device: Where, in words.
+        training: Cost of training steps.
+        generation: Cost of generation for each context.
+    """
+
+    device: str
+    training: TrainingSpeed
+    generation: list[GenerationSpeed]
+
+
+def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps: int = TRAINING_STEPS) -> TrainingSpeed:
+    """Time training steps on random tokens. The weights are changed.
+
+    On a CPU the memory is that of the process: call it in a fresh one, as `measure_run` does.
+
+    Args:
+        model: A causal language model of transformers.
+        batch_size: Sequences in a step.
+        length: Tokens in a sequence.
+        steps: Steps that are timed, after one that is not.
+    """
+    device = model.device
+    tokens = torch.randint(model.config.vocab_size, (batch_size, length), device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    memory_before = _resident_bytes("VmRSS")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    times = []
+    for _ in range(steps + 1):
+        start = _now(device)
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(_now(device) - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = _resident_bytes("VmHWM")
+        if peak is not None and memory_before is not None:
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            peak = peak - memory_before + weights
+    return TrainingSpeed(batch_size, length, batch_size * length / statistics.median(times[1:]), peak)
+
+
+@torch.inference_mode()
+def generation_speed(
+    model: Any, contexts: Sequence[int] = CONTEXTS, *, steps: int = DECODE_STEPS
+) -> list[GenerationSpeed]:
+    """Time the tokens after contexts of several lengths, with the model's cache.
+
+    Args:
+        model: A causal language model of transformers.
+        contexts: Tokens before the first new one.
+        steps: New tokens that are timed, after a few that are not.
+
+    Returns:
+        One entry for each context, but none for those beyond the model's positions.
+    """
+    model.eval()
+    longest = max_positions(model)
+    contexts = [c for c in contexts if longest is None or c + WARMUP_STEPS + steps <= longest]
+    results = []
+    for context in contexts[:1] + contexts:  # the first one twice: kernels are compiled when they are first called
+        tokens = torch.randint(model.config.vocab_size, (1, context), device=model.device)
+        start = _now(model.device)
+        outputs = model(tokens, use_cache=True, logits_to_keep=1)
+        prefill = _now(model.device) - start
+        times = []
+        for _ in range(WARMUP_STEPS + steps):
+            start = _now(model.device)
+            token = outputs.logits[:, -1:].argmax(-1)
+            outputs = model(token, past_key_values=outputs.past_key_values, use_cache=True)
+            times.append(_now(model.device) - start)
+        results.append(GenerationSpeed(context, prefill * 1e3, statistics.median(times[WARMUP_STEPS:]) * 1e3))
+    return results[1:]
+
+
+def measure_run(
+    folder: Path | str, *, contexts: Sequence[int] = CONTEXTS, batch_size: int = 8, length: int = 512
+) -> Efficiency:
+    """Measure the model of a run folder in a process of its own.
+
+    As with all multiprocessing, a script that calls this must guard its start with `if __name__ == "__main__":`.
+
+    Args:
+        folder: The run folder.
+        contexts: Lengths of context to generate after.
+        batch_size: Sequences in a training step.
+        length: Tokens in a training sequence.
+
+    Raises:
+        DataError: The run cannot be loaded.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure, folder, tuple(contexts), batch_size, length).result()
+
+
+def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, length: int) -> Efficiency:
+    model = Run(folder).load_model()
+    device = model.device
+    # Training first: the high-water mark of a process never falls.
+    training = training_speed(model, batch_size=batch_size, length=length)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
+    return Efficiency(name, training, generation_speed(model, contexts))
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _resident_bytes(field: str) -> int | None:
+    """Memory of this process by Linux's own account: now (VmRSS) or at most (VmHWM), never that of its parent."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

@@ -1,0 +1,243 @@
+"""Perplexity of causal language models, by the rules of fairseq's `eval-lm`.
+
+The stream is cut into blocks anywhere (mode "none"), every token of it is scored exactly once, the short last block
+included, and the first token of a block is predicted from the true token before it. Nothing else is carried from block
+to block unless a context window asks for it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from subquad.data import Blocks, DataError, TokenStream
+from subquad.data.sources import DataValue
+from subquad.evaluation.runs import Run
+
+# One batch holds about this many tokens, and no more logits than fit 1 GiB in float32.
+BATCH_TOKENS = 1 << 14
+BATCH_LOGITS = 1 << 28
+# Positions whose logits are widened to float32 at a time.
+LOSS_POSITIONS = 1 << 11
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """How well a model predicts a text.
+
+    Only figures of the same text may be compared; across vocabularies only bits per byte and perplexity per word.
+
+    Args:
+        nll: Negative log-likelihood of the whole text in nats.
+        tokens: Number of tokens, all of them scored.
+        words: Number of words, and one end for each line; None where the text is not known.
+        bytes: Number of bytes of the text in UTF-8; None where the text is not known.
+        length: Largest number of inputs in a block.
+        context_window: How many of them repeat earlier inputs and are not scored.
+        vocabulary: What a token is.
+    """
+
+    nll: float
+    tokens: int
+    words: int | None
+    bytes: int | None
+    length: int
+    context_window: int
+    vocabulary: str
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return _exp(self.loss)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits per token: the loss as fairseq logs it."""
+        return self.loss / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the text, which does not depend on the vocabulary."""
+        return self.nll / math.log(2) / self.bytes if self.bytes else None
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Perplexity per word, ends of lines counted as words."""
+        return _exp(self.nll / self.words) if self.words else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON; None where one is not defined or too large to be written."""
+        figures = {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_token": self.bits_per_token,
+            "bits_per_byte": self.bits_per_byte,
+            "word_perplexity": self.word_perplexity,
+        }
+        counts = {
+            "tokens": self.tokens,
+            "words": self.words,
+            "bytes": self.bytes,
+            "length": self.length,
+            "context_window": self.context_window,
+            "vocabulary": self.vocabulary,
+        }
+        return {name: None if value == math.inf else value for name, value in figures.items()} | counts
+
+
+def evaluate_perplexity(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    *,
+    length: int,
+    context_window: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> PerplexityResult:
+    """Score every token of a stream.
+
+    Args:
+        model: A causal language model of transformers; its mode (training or not) is left as it was.
+        stream: The tokens.
+        length: Largest number of inputs in a block.
+        context_window: Up to this many inputs before each block are repeated in front of it and not scored; a block
+            then has `length - context_window` new tokens.
+        batch_size: Blocks in a batch; default: what fits a fixed number of tokens. The result does not depend on it.
+        device: Where to compute; default: where the model is.
+        progress: Show a progress bar.
+
+    Returns:
+        The figures of the whole stream.
+
+    Raises:
+        ValueError: The stream is empty, the vocabularies do not fit, the model cannot see `length` positions, or its
+            loss is not finite. No result is given for a part of the stream.
+    """
+    vocab_size = model.config.vocab_size
+    if not stream.num_tokens:
+        raise ValueError("the text to evaluate on is empty")
+    if stream.vocabulary.size > vocab_size:
+        raise ValueError(
+            f"the text has {stream.vocabulary.size} symbols ({stream.vocabulary.unit}), the model {vocab_size}: "
+            "encode it with the tokenizer of the model"
+        )
+    blocks = Blocks(stream, length, context_window=context_window)
+    if batch_size is None:
+        batch_size = max(1, min(BATCH_TOKENS // length, BATCH_LOGITS // (length * vocab_size)))
+    if device is not None:
+        model.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
+
+    was_training = model.training
+    model.eval()
+    nll, tokens = 0.0, 0
+    try:
+        with (
+            torch.inference_mode(),
+            tqdm(
+                total=stream.num_tokens, unit="token", unit_scale=True, desc=f"length {length}", disable=not progress
+            ) as bar,
+        ):
+            for inputs, targets in _batches(blocks, batch_size):
+                logits = model(inputs.to(model.device), use_cache=False, logits_to_keep=targets.shape[1]).logits
+                loss = _sum_of_losses(logits.flatten(0, 1), targets.flatten().to(model.device))
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the model's loss is {loss} within tokens {tokens} … {tokens + targets.numel() - 1}"
+                    )
+                nll += loss
+                tokens += targets.numel()
+                bar.update(targets.numel())
+    finally:
+        model.train(was_training)
+    assert tokens == stream.num_tokens
+    return PerplexityResult(
+        nll=nll,
+        tokens=tokens,
+        words=stream.num_words_and_line_ends,
+        bytes=stream.num_bytes,
+        length=length,
+        context_window=context_window,
+        vocabulary=stream.vocabulary.unit,
+    )
+
+
+def evaluate_run(
+    folder: Path | str,
+    data: DataValue | None = None,
+    *,
+    split: str = "test",
+    length: int | None = None,
+    context_window: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> PerplexityResult:
+    """Evaluate the model of a run folder.
+
+    Args:
+        folder: The run folder.
+        data: See `subquad.data.open_source`; default: the data of the recipe.
+        split: Part of the data.
+        length: Largest number of inputs in a block; default: the training length.
+        context_window: See `evaluate_perplexity`.
+        device: Where to compute; default: a GPU where there is one.
+        progress: Show progress bars.
+
+    Raises:
+        DataError: The run or the data cannot be read.
+        ValueError: See `evaluate_perplexity`.
+    """
+    run = Run(folder)
+    length = length or run.training_length
+    if length is None:
+        raise DataError(f"{folder}: its training length is not known (no recipe.yaml): give a length")
+    stream = run.open_data(data, split, progress=progress)
+    model = run.load_model(device)
+    return evaluate_perplexity(model, stream, length=length, context_window=context_window, progress=progress)
+
+
+def _batches(blocks: Blocks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs (batch, context + length) and their last targets (batch, length), both int64.
+
+    Only blocks of equal shape meet in a batch, so nothing is padded: also models that know no padding get exact
+    results.
+    """
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    for index, size in enumerate(blocks.lengths):
+        block = blocks[index]
+        row, labels = block["input_ids"], block["shift_labels"][-int(size) :]
+        if inputs and (len(inputs) == batch_size or row.shape != inputs[0].shape or labels.shape != targets[0].shape):
+            yield torch.stack(inputs), torch.stack(targets)
+            inputs, targets = [], []
+        inputs.append(row)
+        targets.append(labels)
+    yield torch.stack(inputs), torch.stack(targets)
+
+
+def _sum_of_losses(logits: Tensor, targets: Tensor) -> float:
+    """Cross-entropy of `logits` (positions, vocab_size) in at least float32, summed in float64."""
+    total = 0.0
+    for part, wanted in zip(logits.split(LOSS_POSITIONS), targets.split(LOSS_POSITIONS), strict=True):
+        wide = part if part.dtype == torch.float64 else part.float()
+        total += F.cross_entropy(wide, wanted, reduction="none").cpu().double().sum().item()
+    return total
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf

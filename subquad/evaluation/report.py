@@ -1,0 +1,521 @@
+"""The comparison of runs: one page that works offline, and a table for other programs.
+
+Every number comes from a run folder or is measured here; what is missing is shown as "–".
+"""
+
+import csv
+import datetime
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from subquad._version import __version__
+from subquad.data import DataError
+from subquad.evaluation.charts import Axis, Point, Series, bar_chart, line_chart, swatch
+from subquad.evaluation.efficiency import Efficiency, measure_run
+from subquad.evaluation.files import written
+from subquad.evaluation.runs import Run
+
+MISSING = "–"
+# A loss curve is drawn with at most so many points, each the mean of its stretch.
+CURVE_POINTS = 240
+
+
+def compare(
+    runs: Sequence[Path | str], output: Path | str, *, measure: bool = True, progress: Callable[[str], object] = str
+) -> Path:
+    """Write `comparison.html` and `comparison.csv`.
+
+    Args:
+        runs: Run folders.
+        output: Folder to write to, made if it does not exist.
+        measure: Whether speed and memory of all runs are measured here, one after the other, with equal shapes.
+            Otherwise the page shows what each run recorded when it was trained, and no generation speed.
+        progress: Called with what is done next.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: There are no runs, one is given twice, or one cannot be read.
+    """
+    folders = [Path(run) for run in runs]
+    if not folders:
+        raise DataError("compare needs at least one run folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError("compare: one run is given twice")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    entries = [
+        _Entry(name, colour, Run(folder)) for colour, (name, folder) in enumerate(zip(names, folders, strict=True))
+    ]
+    for entry in entries:
+        entry.check()
+    if measure:
+        lengths = [entry.training_length for entry in entries if entry.training_length]
+        for entry in entries:
+            progress(f"measure {entry.name}")
+            entry.efficiency = measure_run(entry.run.folder, length=min(lengths, default=512))
+    report = _Report(entries)
+    command = shlex.join(
+        ["subquad", "compare", *map(str, runs), "--output", str(output), *([] if measure else ["--no-measure"])]
+    )
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with written(output / "comparison.csv") as path:
+        path.write_text(report.csv(), encoding="utf-8")
+    with written(output / "comparison.html") as path:
+        path.write_text(report.html(command), encoding="utf-8")
+    return output / "comparison.html"
+
+
+@dataclass
+class _Entry:
+    """A run in the comparison: what the page asks of it."""
+
+    name: str
+    colour: int
+    run: Run
+    efficiency: Efficiency | None = None
+
+    def check(self) -> None:
+        """Read all files now: errors come before long work."""
+        if not (self.run.metrics or self.run.log or self.run.extrapolation):
+            raise DataError(f"{self.run.folder}: nothing to compare (no metrics.json, log.jsonl or extrapolation.json)")
+
+    @property
+    def label(self) -> str:
+        return f'<span class="name">{swatch(self.colour)}{escape(self.name)}</span>'
+
+    @property
+    def vocabulary(self) -> str | None:
+        return self.run.metrics.get("vocabulary")
+
+    @property
+    def training_length(self) -> int | None:
+        return self.run.training_length
+
+    def metric(self, name: str) -> float | None:
+        return _number(self.run.metrics.get(name))
+
+    def speed(self) -> float | None:
+        return self.efficiency.training.tokens_per_second if self.efficiency else self.metric("tokens_per_second")
+
+    def memory(self) -> float | None:
+        return self.efficiency.training.peak_memory_bytes if self.efficiency else self.metric("peak_memory_bytes")
+
+    def generation(self) -> list[Point]:
+        return [(g.context, g.ms_per_token) for g in self.efficiency.generation] if self.efficiency else []
+
+    def at_length(self, figure: str) -> list[Point]:
+        """A figure (perplexity, bits_per_byte) against the length it was evaluated at."""
+        rows = self.run.extrapolation.get("results") or []
+        points = [(_number(row.get("length")), _number(row.get(figure))) for row in rows]
+        return [(x, y) for x, y in points if x is not None and y is not None]
+
+    def curve(self, x: str, y: str) -> list[Point]:
+        """Two columns of the log."""
+        points = [(_number(entry.get(x)), _number(entry.get(y))) for entry in self.run.log]
+        return _thinned([(px, py) for px, py in points if px is not None and py is not None])
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table.
+
+    Args:
+        key: Its name in the CSV file.
+        head: Its name on the page.
+        unit: What stands below the name.
+        value: The number of a run.
+        format: How it is written.
+        best: "min" or "max" where one value is better than another.
+        fact: What a value that is best among several is called.
+    """
+
+    key: str
+    head: str
+    unit: str
+    value: Callable[[_Entry], float | None]
+    format: Callable[[float], str]
+    best: str | None = None
+    fact: str | None = None
+
+
+@dataclass
+class _Report:
+    entries: list[_Entry]
+    columns: list[_Column] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.vocabularies = _distinct(entry.vocabulary for entry in self.entries)
+        self.data = _distinct(entry.run.data_fingerprint for entry in self.entries)
+        self.measured = self.entries[0].efficiency is not None
+        # Of texts in different tokens only bits per byte can be compared; of different texts nothing.
+        self.quality = "perplexity" if len(self.vocabularies) < 2 else "bits_per_byte"
+        self.longest = max(_common(e.at_length(self.quality) for e in self.entries), default=None)
+        self.context = max(_common(e.generation() for e in self.entries), default=None)
+        self.columns = list(self._columns())
+
+    def _columns(self) -> list[_Column]:
+        same_data = len(self.data) < 2
+        same_tokens = same_data and len(self.vocabularies) < 2
+        per_token, per_byte = "min" if same_tokens else None, "min" if same_data else None
+        columns = [
+            _Column("parameters", "Parameters", "", lambda e: e.metric("parameters"), _count),
+            _Column("tokens_trained", "Trained on", "tokens", lambda e: e.metric("tokens_trained"), _count),
+            _Column("train_seconds", "Training time", "", lambda e: e.metric("train_seconds"), _duration),
+            _Column(
+                "perplexity",
+                "Perplexity",
+                "per token",
+                lambda e: e.metric("perplexity"),
+                _decimals,
+                per_token,
+                "Lowest perplexity",
+            ),
+            _Column(
+                "word_perplexity", "Perplexity", "per word", lambda e: e.metric("word_perplexity"), _decimals, per_byte
+            ),
+            _Column(
+                "bits_per_byte",
+                "Bits per byte",
+                "",
+                lambda e: e.metric("bits_per_byte"),
+                "{:.3f}".format,
+                per_byte,
+                None if same_tokens else "Fewest bits per byte",
+            ),
+        ]
+        if self.longest is not None:
+            name, unit = ("Perplexity", "per token") if self.quality == "perplexity" else ("Bits per byte", "")
+            columns.append(
+                _Column(
+                    f"{self.quality}_at_{self.longest:.0f}",
+                    f"{name} at length {self.longest:,.0f}",
+                    unit,
+                    lambda e: dict(e.at_length(self.quality)).get(self.longest or 0),
+                    _decimals if unit else "{:.3f}".format,
+                    per_byte,
+                    f"Best at length {self.longest:,.0f}",
+                )
+            )
+        columns += [
+            _Column(
+                "tokens_per_second", "Training speed", "tokens/s", _Entry.speed, _rounded, "max", "Fastest training"
+            ),
+            _Column("peak_memory_bytes", "Peak memory", "training", _Entry.memory, _bytes, "min"),
+        ]
+        if self.context is not None:
+            columns.append(
+                _Column(
+                    f"generation_ms_at_{self.context:.0f}",
+                    f"Generation after {self.context:,.0f}",
+                    "ms/token",
+                    lambda e: dict(e.generation()).get(self.context or 0),
+                    _decimals,
+                    "min",
+                    f"Fastest generation after {self.context:,.0f} tokens",
+                )
+            )
+        return columns
+
+    # The table for programs
+
+    def csv(self) -> str:
+        lengths = sorted({x for e in self.entries for x, _ in e.at_length("perplexity")})
+        contexts = sorted({x for e in self.entries for x, _ in e.generation()})
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        head = [c.key for c in self.columns if "_at_" not in c.key]
+        writer.writerow(
+            ["run", "folder", "vocabulary", "data_fingerprint", "training_length", *head]
+            + [f"perplexity_at_{x:.0f}" for x in lengths]
+            + [f"bits_per_byte_at_{x:.0f}" for x in lengths]
+            + [f"generation_ms_at_{x:.0f}" for x in contexts]
+        )
+        for e in self.entries:
+            perplexity, bits, latency = (
+                dict(e.at_length("perplexity")),
+                dict(e.at_length("bits_per_byte")),
+                dict(e.generation()),
+            )
+            writer.writerow(
+                [e.name, e.run.folder, e.vocabulary, e.run.data_fingerprint, e.training_length]
+                + [c.value(e) for c in self.columns if "_at_" not in c.key]
+                + [perplexity.get(x) for x in lengths]
+                + [bits.get(x) for x in lengths]
+                + [latency.get(x) for x in contexts]
+            )
+        return table.getvalue()
+
+    # The page
+
+    def html(self, command: str) -> str:
+        now = datetime.datetime.now().astimezone()
+        names = [entry.name for entry in self.entries]
+        title = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        footer = [
+            f"<p>Made by <code>{escape(command)}</code></p>",
+            f"<p>subquad {__version__}, {now:%d %B %Y, %H:%M %Z}</p>",
+        ]
+        template = Template(files("subquad.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
+        return template.substitute(
+            title=escape(title),
+            subtitle=self._subtitle(),
+            notes=self._notes(),
+            facts=self._facts(),
+            table=self._table(),
+            figures=self._figures(),
+            runs=self._runs(),
+            footer="\n".join(footer),
+        )
+
+    def _subtitle(self) -> str:
+        parts = [
+            _listed("Data", _distinct(e.run.data_name for e in self.entries)),
+            _listed("A token is", self.vocabularies),
+            _listed("Trained on", _distinct(e.run.hardware for e in self.entries)),
+            _listed("Measured on", _distinct(e.efficiency.device for e in self.entries if e.efficiency)),
+            _listed("Date", _distinct(e.run.date for e in self.entries)),
+        ]
+        return " · ".join(part for part in parts if part)
+
+    def _notes(self) -> str:
+        notes = []
+        if len(self.data) > 1:
+            notes.append(
+                "<b>Different data.</b> The runs were not evaluated on the same text: their losses cannot be compared."
+            )
+        if len(self.vocabularies) > 1:
+            units = ", ".join(escape(v) for v in self.vocabularies)
+            notes.append(
+                f"<b>Different vocabularies</b> ({units}). "
+                "Losses and perplexities per token cannot be compared; bits per byte can."
+            )
+        if not self.measured and len(_distinct(e.run.hardware for e in self.entries)) > 1:
+            notes.append("<b>Different hardware.</b> Speed and memory were recorded on different machines.")
+        return "\n".join(f'<p class="note" role="note">{note}</p>' for note in notes)
+
+    def _facts(self) -> str:
+        facts = []
+        for column in self.columns:
+            values = self._values(column)
+            if column.fact is None or column.best is None or not values:
+                continue
+            best = _best(column, [value for value, _ in values])
+            winners = [entry for value, entry in values if column.format(value) == column.format(best)]
+            name = column.head if len(self.entries) == 1 else column.fact
+            facts.append(
+                f'<div class="fact"><div class="label">{escape(name)}</div>'
+                f'<div class="figure">{escape(column.format(best))} <small>{escape(column.unit)}</small></div>'
+                f"{' '.join(entry.label for entry in winners)}</div>"
+            )
+        return f'<div class="facts">{"".join(facts)}</div>' if facts else ""
+
+    def _values(self, column: _Column) -> list[tuple[float, _Entry]]:
+        return [(value, entry) for entry in self.entries if (value := column.value(entry)) is not None]
+
+    def _table(self) -> str:
+        head = "".join(f"<th scope=col>{escape(c.head)}<small>{escape(c.unit)}</small></th>" for c in self.columns)
+        rows = []
+        for entry in self.entries:
+            cells = [f"<th scope=row>{entry.label}</th>"]
+            for column in self.columns:
+                value = column.value(entry)
+                values = [v for v, _ in self._values(column)]
+                text = MISSING if value is None else column.format(value)
+                is_best = column.best and len(values) > 1 and text == column.format(_best(column, values))
+                cells.append(f"<td{' class=best' if is_best else ''}>{escape(text)}</td>")
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        split = _distinct(e.run.metrics.get("split") for e in self.entries)
+        source = "measured for this page" if self.measured else "as recorded in training"
+        words = "Perplexity per word counts ends of lines as words. " if self._has("word_perplexity") else ""
+        return (
+            '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table>'
+            f"<thead><tr><th scope=col>Run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+            f'<p class="under">{escape(_listed("Split", split))}{". " if split else ""}{words}'
+            f"Speed and memory {source}. Best values are marked; {MISSING} is not known.</p>"
+        )
+
+    def _has(self, key: str) -> bool:
+        return any(column.key == key and self._values(column) for column in self.columns)
+
+    # Figures
+
+    def _figures(self) -> str:
+        figures = [self._loss("step"), self._loss("time"), self._extrapolation(), self._generation(), *self._bars()]
+        return "\n".join(figure for figure in figures if figure)
+
+    def _figure(self, title: str, chart: str, caption: str, drawn: Sequence[_Entry] = ()) -> str:
+        legend = "".join(f"<li>{entry.label}</li>" for entry in drawn)
+        legend = f'<ul class="legend">{legend}</ul>' if legend else '<div class="legend"></div>'
+        return f"<figure><h3>{escape(title)}</h3>{legend}{chart}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    def _loss(self, against: str) -> str:
+        drawn = [e for e in self.entries if e.curve(against, "eval_loss")]
+        if not drawn:
+            return ""
+        series = [Series(e.name, e.colour, e.curve(against, "eval_loss")) for e in drawn]
+        series += [Series(e.name, e.colour, e.curve(against, "loss"), is_background=True) for e in drawn]
+        loss = Axis("loss (nats per token)", "{:.4g}".format)
+        if against == "step":
+            return self._figure(
+                "Loss while training",
+                line_chart(series, Axis("step", _whole), loss),
+                "Lower is better. Thick: validation loss; thin: training loss.",
+                drawn,
+            )
+        series = [Series(s.name, s.colour, [(x / 60, y) for x, y in s.points], s.is_background) for s in series]
+        return self._figure(
+            "Loss against time",
+            line_chart(series, Axis("minutes of training", "{:.4g}".format), loss),
+            "The curve furthest to the left reaches a loss first; times are those of the training machine.",
+            drawn,
+        )
+
+    def _extrapolation(self) -> str:
+        drawn = [e for e in self.entries if e.at_length(self.quality)]
+        if not drawn:
+            return ""
+        points = {e.name: e.at_length(self.quality) for e in drawn}
+        values = [y for line in points.values() for _, y in line]
+        lengths = sorted({x for line in points.values() for x, _ in line})
+        by_length: dict[int, list[str]] = {}
+        for e in drawn:
+            if e.training_length:
+                by_length.setdefault(e.training_length, []).append(e.name)
+        marks = [
+            (float(n), f"trained at {n:,}" if len(by_length) == 1 else f"{', '.join(names)}: {n:,}")
+            for n, names in by_length.items()
+        ]
+        if self.quality == "perplexity":
+            y = Axis(f"perplexity per token ({', '.join(self.vocabularies)})", "{:.4g}".format, _scale(values))
+        else:
+            y = Axis("bits per byte", "{:.4g}".format, _scale(values))
+        ticks = lengths if len(lengths) <= 8 else lengths[:: -(-len(lengths) // 8)]
+        return self._figure(
+            "Length extrapolation",
+            line_chart(
+                [Series(e.name, e.colour, points[e.name]) for e in drawn],
+                Axis("evaluation length (tokens)", _whole, "log", ticks),
+                y,
+                marks,
+            ),
+            "Right of the dashed line is longer than in training: a curve that stays flat or falls there extrapolates.",
+            drawn,
+        )
+
+    def _generation(self) -> str:
+        drawn = [e for e in self.entries if e.generation()]
+        if not drawn:
+            return ""
+        contexts = sorted({x for e in drawn for x, _ in e.generation()})
+        values = [y for e in drawn for _, y in e.generation()]
+        scale = _scale(values)
+        return self._figure(
+            "Time per generated token",
+            line_chart(
+                [Series(e.name, e.colour, e.generation()) for e in drawn],
+                Axis("tokens of context", _whole, "log", contexts),
+                Axis("milliseconds per token", "{:.4g}".format, scale, from_zero=scale == "linear"),
+            ),
+            "Flat: generation does not slow down as the text grows. One text at a time, median of the steps.",
+            drawn,
+        )
+
+    def _bars(self) -> list[str]:
+        source = ""
+        if self.measured:
+            shape = self.entries[0].efficiency.training  # pyright: ignore[reportOptionalMemberAccess]
+            source = f" Measured here, {shape.batch_size} sequences of {shape.length:,} tokens a step."
+        bars = []
+        for key, title, caption in (
+            ("tokens_per_second", "Training speed (tokens per second)", "Longer is faster."),
+            ("peak_memory_bytes", "Peak memory in training", "Shorter is better."),
+        ):
+            column = next(column for column in self.columns if column.key == key)
+            if self._values(column):
+                chart = bar_chart([(e.name, e.colour, column.value(e)) for e in self.entries], title, column.format)
+                bars.append(self._figure(title, chart, caption + (source or " As recorded by each run.")))
+        return bars
+
+    def _runs(self) -> str:
+        cards = []
+        for entry in self.entries:
+            rows = [("folder", str(entry.run.folder)), ("vocabulary", entry.vocabulary), *entry.run.provenance()]
+            terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(str(value))}</dd>" for term, value in rows if value)
+            cards.append(f"<figure><h3>{entry.label}</h3><dl>{terms}</dl></figure>")
+        return "\n".join(cards)
+
+
+def _number(value: Any) -> float | None:
+    return (
+        value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf") else None
+    )
+
+
+def _distinct(values: Any) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _listed(label: str, values: Sequence[str]) -> str:
+    return f"{label} {escape(', '.join(values))}" if values else ""
+
+
+def _common(curves: Any) -> set[float]:
+    """Values of x that every curve with points has."""
+    sets = [{x for x, _ in curve} for curve in curves if curve]
+    return set.intersection(*sets) if sets else set()
+
+
+def _best(column: _Column, values: Sequence[float]) -> float:
+    return min(values) if column.best == "min" else max(values)
+
+
+def _scale(values: Sequence[float]) -> Any:
+    return "log" if min(values) > 0 and max(values) > 6 * min(values) else "linear"
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    size = -(-len(points) // CURVE_POINTS)
+    if size <= 1:
+        return list(points)
+    stretches = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(s[-1][0], sum(y for _, y in s) / len(s)) for s in stretches]
+
+
+def _decimals(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _rounded(value: float) -> str:
+    """Three significant digits, written in full."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _scaled(value: float, base: float, units: Sequence[str]) -> str:
+    for unit in units:
+        if abs(value) < 999.5 or unit == units[-1]:
+            return f"{value:.3g}{unit}" if abs(value) < 999.5 else f"{value:,.0f}{unit}"
+        value /= base
+    raise AssertionError
+
+
+_whole = "{:,.0f}".format
+_count = partial(_scaled, base=1000, units=("", " K", " M", " B"))
+_bytes = partial(_scaled, base=1000, units=(" B", " kB", " MB", " GB", " TB"))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

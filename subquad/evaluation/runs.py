@@ -1,0 +1,235 @@
+"""Run folders: what `train` wrote, read back with clear errors.
+
+The folder may come from someone else: nothing in it is executed, and weights are read from safetensors only.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from subquad.data import DataError, Tokenizer, TokenStream, load_tokenizer, prepare
+from subquad.data.sources import DataValue
+
+
+class Run:
+    """A run folder. Its files are read when they are asked for.
+
+    Args:
+        folder: The folder that `train` wrote.
+
+    Raises:
+        DataError: It is no run folder, or its first training has not finished.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError(f"{folder}: no such run folder")
+        if not (self.folder / "config.json").is_file():
+            if (self.folder / "run.json").is_file():
+                raise DataError(
+                    f"{folder}: this run has no model yet (its status is {self.info.get('status', 'unknown')})"
+                )
+            raise DataError(f"{folder}: not a run folder (no config.json); `subquad train` writes one")
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`: the model's configuration."""
+        return self._read_json("config.json")
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """`run.json`: how the run came about; empty where there is none."""
+        return self._read_json("run.json", optional=True)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`: the final figures; empty where there are none."""
+        return self._read_json("metrics.json", optional=True)
+
+    @cached_property
+    def extrapolation(self) -> dict[str, Any]:
+        """`extrapolation.json`: what `extrapolate` found; empty where there is none."""
+        return self._read_json("extrapolation.json", optional=True)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """`recipe.yaml`: the resolved recipe; empty where there is none."""
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            return {}
+        try:
+            content = yaml.safe_load(self._read_text("recipe.yaml"))
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: not YAML ({_first_line(error)})") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: not a recipe")
+        return content
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """`log.jsonl`, in order; without a last line that was being written when the run ended."""
+        if not (self.folder / "log.jsonl").is_file():
+            return []
+        lines = self._read_text("log.jsonl").splitlines()
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if isinstance(entry, dict):
+                entries.append(entry)
+            elif number < len(lines):
+                raise DataError(f"{self.folder / 'log.jsonl'}: line {number} is not a JSON object")
+        return entries
+
+    @property
+    def training_length(self) -> int | None:
+        """Tokens in a training block."""
+        return self._field(self.recipe, "data", "block_size", kind=int)
+
+    @property
+    def data_name(self) -> str | None:
+        """The data's name."""
+        return self._field(self.info, "data", "name")
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Equal for runs that were given the same text."""
+        return self._field(self.info, "data", "fingerprint")
+
+    @property
+    def hardware(self) -> str | None:
+        """What the run was trained on."""
+        return self._field(self.info, "hardware")
+
+    @property
+    def date(self) -> str | None:
+        """The day of the training."""
+        return self._field(self.info, "started")
+
+    @property
+    def recipe_data(self) -> str | list[str] | None:
+        """What the recipe trains on."""
+        return self._field(self.recipe, "data", "source") or self._field(self.recipe, "data", "source", kind=list)
+
+    def provenance(self) -> list[tuple[str, str]]:
+        """Everything `run.json` says, as names and values."""
+        return list(_leaves("", self.info))
+
+    @staticmethod
+    def _field(content: Any, *keys: str, kind: type = str) -> Any:
+        for key in keys:
+            content = content.get(key) if isinstance(content, dict) else None
+        return content if isinstance(content, kind) else None
+
+    def load_model(self, device: torch.device | str | None = None) -> Any:
+        """Load the model, in evaluation mode.
+
+        Args:
+            device: Where to; default: the accelerator, where there is one.
+
+        Raises:
+            DataError: The weights are missing, corrupt, cut off, or not those of the configuration.
+        """
+        # Importing the models makes them known to transformers' Auto classes.
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        import subquad.models  # noqa: F401
+
+        path = self.folder / "model.safetensors"
+        if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
+            raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except SafetensorError as error:
+            raise DataError(
+                f"{path}: corrupt or cut off ({_first_line(error)}); copy it again or train again"
+            ) from None
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise DataError(f"{self.folder}: the model cannot be loaded ({_first_line(error)})") from error
+        model, report = loaded
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(map(str, report.get(problem) or ())):
+                raise DataError(
+                    f"{path}: not the weights of config.json ({problem.replace('_', ' ')}: {', '.join(names[:3])} …)"
+                )
+        if device is None:
+            accelerator = torch.accelerator.current_accelerator()
+            device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator
+        return model.to(device).eval()
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Load the tokenizer.
+
+        Raises:
+            DataError: It is missing or corrupt.
+        """
+        if not (self.folder / "tokenizer_config.json").is_file():
+            raise DataError(f"{self.folder}: no tokenizer in it (tokenizer_config.json is missing)")
+        return load_tokenizer(self.folder)
+
+    def open_data(self, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> TokenStream:
+        """Encode data with the tokenizer of the run.
+
+        Args:
+            data: See `subquad.data.open_source`; default: the data of the recipe.
+            split: Part of the data.
+            progress: Show a progress bar.
+
+        Raises:
+            DataError: The data cannot be read, or does not match the tokenizer.
+        """
+        data = data if data is not None else self.recipe_data
+        if data is None:
+            raise DataError(f"{self.folder}: its data is not known (no recipe.yaml): give the data")
+        return prepare(data, self.load_tokenizer(), progress=progress).splits[split]
+
+    def _read_json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        path = self.folder / name
+        if optional and not path.is_file():
+            return {}
+        try:
+            content = json.loads(self._read_text(name))
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: not JSON, or cut off ({_first_line(error)})") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: not a JSON object")
+        return content
+
+    def _read_text(self, name: str) -> str:
+        path = self.folder / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: not UTF-8 text, or damaged") from None
+
+
+def _leaves(name: str, content: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _leaves(f"{name} {key}".strip(), value)
+    elif content is not None:
+        yield name.replace("_", " "), str(content)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
