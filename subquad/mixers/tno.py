@@ -211,10 +211,13 @@ class GTU(Mixer):
             kernel_activation=kernel_activation,
         )
 
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate u and the operator's input v, each (batch, length, width)."""
+        return self.activation(self.gate_proj(x)), self.activation(self.input_proj(x))
+
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
         """Mix a batch of rows; padding enters the operator as zeros."""
-        u = self.activation(self.gate_proj(x))
-        v = self.activation(self.input_proj(x))
+        u, v = self.branches(x)
         if mask is not None:
             v = v * mask[:, -x.shape[1] :, None]
         mixed, inputs = self.tno(v, None if state is None else state[0].squeeze(1))
