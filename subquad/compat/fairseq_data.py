@@ -44,11 +44,6 @@ class IndexedTokens(NamedTuple):
     id_shift: int
 
 
-def is_databin(path: str | Path) -> bool:
-    """Whether a folder holds binarised splits of fairseq."""
-    return any((Path(path) / f"{split}.idx").is_file() for split in ("train", "valid", "test"))
-
-
 def open_databin(path: str | Path, tokenizer: Tokenizer) -> Corpus:
     """Map a data-bin folder.
 

@@ -45,8 +45,8 @@ def python_docs() -> tuple[str, ...]:
 
 
 def version() -> str:
-    """What the content depends on: the Python installation."""
-    return f"{sys.version} {sysconfig.get_paths()['stdlib']}"
+    """What the content depends on: the Python installation, and the rules above."""
+    return f"{sys.version} {sysconfig.get_paths()['stdlib']} {MIN_CHARACTERS} {MIN_PROSE} {sorted(_SKIPPED)}"
 
 
 def _topics() -> Iterator[str]:
@@ -64,13 +64,7 @@ def _prose(path: Path) -> Iterator[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             tree = ast.parse(source)
-    except (
-        OSError,
-        UnicodeDecodeError,
-        SyntaxError,
-        ValueError,
-        RecursionError,
-    ):
+    except (OSError, SyntaxError, ValueError, RecursionError):
         return
     yield from _docstrings(tree)
     for block in _COMMENT_BLOCK.findall(source):
@@ -80,7 +74,7 @@ def _prose(path: Path) -> Iterator[str]:
 def _docstrings(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield ast.get_docstring(node) or ""
-    # Statements only: `ast.walk` would visit every expression too, for twice the time.
+    # Statements only: `ast.walk` would visit every expression too.
     for part in ("body", "orelse", "handlers", "finalbody"):
         for statement in getattr(node, part, ()):
             yield from _docstrings(statement)

@@ -81,6 +81,11 @@ def missing_split(name: str, split: str, present: Iterable[str]) -> DataError:
     return DataError(f"{name}: no split '{split}'; there are: {', '.join(present)}")
 
 
+def is_databin(path: str | Path) -> bool:
+    """Whether a folder holds ids that fairseq's preprocessing made (`subquad.compat.fairseq_data` reads them)."""
+    return any((Path(path) / f"{split}.idx").is_file() for split in SPLITS)
+
+
 def open_source(data: DataValue, *, text_column: str = "text") -> Source:
     """Find out what a `--data` value names.
 
@@ -103,6 +108,8 @@ def open_source(data: DataValue, *, text_column: str = "text") -> Source:
         return _dataset_source(name, text_column)
     if len(values) == 1 and _is_saved_dataset(Path(values[0])):
         return _dataset_source(f"hf:{values[0]}", text_column)
+    if is_databin(values[0]):
+        raise DataError(f"{name}: a data-bin folder of fairseq holds ids, not text; give it to the tokenizer 'word'")
     folder = Path(values[0]) if len(values) == 1 and Path(values[0]).is_dir() else None
     files = _files_in(folder) if folder else list(itertools.chain.from_iterable(map(_expand, values)))
     return _file_source(name, files, folder, text_column)

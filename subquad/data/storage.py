@@ -18,6 +18,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -27,12 +28,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.data.errors import DataError
-from subquad.data.sources import PIECE_BYTES, DataValue, Source, Text, missing_split, open_source
+from subquad.data.sources import PIECE_BYTES, DataValue, Source, Text, is_databin, missing_split, open_source
 from subquad.data.tokenizers import Tokenizer, Vocabulary, split_lines
 
 FORMAT = 1
 # Below this many bytes of text, starting processes takes longer than encoding.
 PARALLEL_BYTES = 64 << 20
+
+
+class _MappedFile(NamedTuple):
+    """How to map a file again."""
+
+    path: str
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """The file of an array that maps all of one; any other value as it is."""
+        if isinstance(value, np.memmap) and value.filename and value.nbytes == Path(value.filename).stat().st_size:
+            return cls(str(value.filename), value.dtype)
+        return value
+
+    def open(self) -> np.memmap:
+        return np.memmap(self.path, dtype=self.dtype, mode="r")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +93,14 @@ class TokenStream:
     def read(self, start: int, stop: int) -> np.ndarray:
         """The ids at `start … stop − 1`, int64."""
         return self.tokens[start:stop].astype(np.int64) + self.id_shift
+
+    def __getstate__(self) -> dict[str, Any]:
+        # NumPy would write the content of a mapped file; other processes map the file themselves.
+        return {name: _MappedFile.of(value) for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value.open() if isinstance(value, _MappedFile) else value)
 
 
 class Splits(dict[str, TokenStream]):
@@ -137,11 +163,10 @@ def prepare(
     Raises:
         DataError: The data cannot be read, is empty, does not match the tokenizer, or the disk is full.
     """
-    if isinstance(data, str | Path):
-        from subquad.compat import fairseq_data
+    if isinstance(data, str | Path) and is_databin(data):
+        from subquad.compat.fairseq_data import open_databin
 
-        if fairseq_data.is_databin(data):
-            return fairseq_data.open_databin(data, tokenizer)
+        return open_databin(data, tokenizer)
     source = data if isinstance(data, Source) else open_source(data, text_column=text_column)
     root = Path(cache_dir or os.environ.get("SUBQUAD_CACHE") or Path.home() / ".cache" / "subquad") / "corpora"
     key = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, tokenizer.vocabulary.as_dict()]).encode()).hexdigest()[
@@ -157,11 +182,17 @@ def prepare(
         _check_space(root, source, tokenizer.vocabulary)
         with tempfile.TemporaryDirectory(dir=root, prefix=".") as temporary:
             _build(Path(temporary), source, tokenizer, num_workers, progress)
-            _publish(Path(temporary), folder)
+            if _open(folder, source.name, tokenizer.vocabulary) is None:  # no other process was faster
+                _publish(Path(temporary), folder)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DataError(f"{root}: the disk is full; set SUBQUAD_CACHE to a folder with more space") from None
         raise
+    except BrokenProcessPool:
+        raise DataError(
+            f"{source.name}: a process that encodes ended early (out of memory, or a script without "
+            "`if __name__ == '__main__':`); num_workers=1 needs no processes"
+        ) from None
     corpus = _open(folder, source.name, tokenizer.vocabulary)
     assert corpus is not None
     return corpus
@@ -189,12 +220,11 @@ def _check_space(root: Path, source: Source, vocabulary: Vocabulary) -> None:
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    if folder.exists():  # what `_open` refused
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # what `_open` refused
     try:
         temporary.rename(folder)
     except OSError:
-        if not folder.exists():  # another process was faster
+        if not folder.exists():  # unless another process published between the two lines
             raise
     else:
         temporary.mkdir()  # for the clean-up of the temporary folder

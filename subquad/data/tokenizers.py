@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from subquad.data.dictionary import EOS, SPECIALS, UNK, Dictionary, count_words
 from subquad.data.errors import DataError
-from subquad.data.sources import DataValue, Source, Text, open_source
+from subquad.data.sources import DataValue, Source, Text, is_databin, open_source
 
 _SPECIAL_TOKENS: dict[str, Any] = {
     "bos_token": "</s>",
@@ -270,7 +270,7 @@ def build_tokenizer(
         return load_tokenizer(spec)
     if data is None:
         raise DataError(f"tokenizer {spec}: it is learned from text; give the data")
-    if spec == "word" and isinstance(data, str | Path) and (Path(data) / "dict.txt").is_file():
+    if spec == "word" and isinstance(data, str | Path) and is_databin(data):
         return _word_tokenizer(Dictionary.load(Path(data) / "dict.txt"))
     source = data if isinstance(data, Source) else open_source(data, text_column=text_column)
     if spec == "word":

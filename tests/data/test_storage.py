@@ -1,7 +1,9 @@
 """Prepared corpora: the numbers of fairseq on WikiText, the cache, and independence of how the work is divided."""
 
+import dataclasses
 import hashlib
 import json
+import pickle
 import struct
 
 import numpy as np
@@ -228,6 +230,19 @@ def test_large_vocabularies_are_stored_in_32_bits(tmp_path):
     stream = prepare(tmp_path, tokenizer, progress=False).splits["valid"]
     assert stream.tokens.dtype == np.dtype("<u4")
     assert stream.read(0, stream.num_tokens).max() == 65_603
+
+
+def test_streams_travel_to_other_processes_as_file_names(tmp_path):
+    stream = prepare(write_splits(tmp_path / "data"), build_tokenizer("bytes"), progress=False).splits["train"]
+    content = pickle.dumps(stream)
+    assert len(content) < stream.tokens.nbytes / 2
+    copy = pickle.loads(content)
+    assert isinstance(copy.tokens, np.memmap)
+    assert np.array_equal(copy.tokens, stream.tokens)
+    assert np.array_equal(copy.item_offsets, stream.item_offsets)
+    assert copy.vocabulary == stream.vocabulary
+    part = dataclasses.replace(stream, tokens=stream.tokens[3:7])
+    assert np.array_equal(pickle.loads(pickle.dumps(part)).tokens, stream.tokens[3:7])
 
 
 def test_a_source_may_be_opened_once(tmp_path):

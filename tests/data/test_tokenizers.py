@@ -157,15 +157,15 @@ def test_incomplete_gpt2_folders(tmp_path):
 
 
 def test_dictionary_order_and_padding():
-    words = "b a b LAMP lamp Lamp éclair Éclair 灯台 madeupword0001 <unk> </s>".split()
-    dictionary = Dictionary.from_counts(count_words([" ".join(words)]))
+    counts = count_words(["b a b LAMP lamp Lamp éclair Éclair\n灯台 madeupword0001", "<unk> </s>"])
+    dictionary = Dictionary.from_counts(counts)
     assert dictionary.symbols[4:] == [
         *("b", "LAMP", "Lamp", "a", "lamp", "madeupword0001", "Éclair", "éclair", "灯台"),
         *("madeupword0000", "madeupword0002", "madeupword0003"),
     ]
     assert len(dictionary) == 16
-    assert Dictionary.from_counts(count_words([" ".join(words)]), min_count=2).symbols[4:6] == ["b", "madeupword0000"]
-    assert Dictionary.from_counts(count_words([" ".join(words)]), max_size=6).symbols[4:7] == [
+    assert Dictionary.from_counts(counts, min_count=2).symbols[4:6] == ["b", "madeupword0000"]
+    assert Dictionary.from_counts(counts, max_size=6).symbols[4:7] == [
         "b",
         "LAMP",
         "madeupword0000",
