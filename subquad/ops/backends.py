@@ -1,0 +1,62 @@
+"""Which implementation of an op runs, and why. Each optional dependency is looked at in one place, here."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+from subquad.registry import unknown_name
+
+Probe = Callable[[torch.device], str | None]
+"""Why a backend cannot run on a device, or None if it can."""
+
+BACKENDS = ("auto", "reference", "torch", "numba", "triton")
+IMPLEMENTED = {
+    "toeplitz": ("torch", "reference"),
+    "linear_recurrence": ("numba", "torch", "reference"),
+}
+"""What each op has, the first choice of `auto` first."""
+
+
+@functools.cache
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def obstacle(op: str, backend: str, device: torch.device) -> str | None:
+    """Why `backend` cannot run `op` on `device`, with the way out; None if it can."""
+    if backend not in IMPLEMENTED[op]:
+        return f"{op} has no {backend} implementation yet: use one of {', '.join(IMPLEMENTED[op])}"
+    if backend == "numba":
+        if device.type != "cpu":
+            return f"numba runs on the CPU, the tensors are on {device.type}: use backend='torch'"
+        if not _has("numba"):
+            return "numba is not installed: pip install 'subquad[cpu]'"
+    return None
+
+
+def choose(op: str, backend: str, device: torch.device) -> str:
+    """The backend that runs `op` on `device`.
+
+    Raises:
+        ValueError: If `backend` is unknown, or cannot run; nothing slower is taken quietly.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(unknown_name("backend", backend, BACKENDS))
+    if backend == "auto":
+        return next(name for name in IMPLEMENTED[op] if obstacle(op, name, device) is None)
+    if (reason := obstacle(op, backend, device)) is not None:
+        raise ValueError(f"backend {backend!r} cannot run: {reason}")
+    return backend
+
+
+def explain(device: torch.device | str = "cpu") -> dict[str, str]:
+    """For each op, what `backend="auto"` takes on `device`, and why nothing faster."""
+    device = torch.device(device)
+    lines = {}
+    for op, names in IMPLEMENTED.items():
+        taken = choose(op, "auto", device)
+        reasons = [f"not {name}: {obstacle(op, name, device)}" for name in names[: names.index(taken)]]
+        lines[op] = "; ".join([taken, *reasons])
+    return lines
