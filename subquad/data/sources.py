@@ -27,7 +27,7 @@ ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 PIECE_BYTES = 1 << 20
 SPLIT_PERIOD = 20  # one document of 20 for valid, one for test
 
-_SPLIT_NAME = re.compile(r"(?:wiki\.)?(train|valid|validation|val|dev|test)(?:[-_.0-9].*)?")
+_SPLIT_NAME = re.compile(r"(?:wiki\.)?(train|valid|validation|val|dev|test)(?:[-_.]?\d+(?:-of-\d+)?)?(?:\.[a-z]+)*")
 _ALIASES = {"validation": "valid", "val": "valid", "dev": "valid"}
 
 DataValue = str | Path | Sequence[str | Path]
@@ -102,6 +102,8 @@ def open_source(data: DataValue, *, text_column: str = "text") -> Source:
         name, values = str(data), [str(data)]
     else:
         name, values = " ".join(map(str, data)), [str(value) for value in data]
+    if not values:
+        raise DataError("no data: give a file, a folder or python-docs")
     if values == ["python-docs"]:
         return _python_docs_source()
     if len(values) == 1 and values[0].startswith("hf:"):
@@ -135,7 +137,11 @@ def _expand(value: str) -> list[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     files = [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and _suffix(path) in TEXT_SUFFIXES + ROW_SUFFIXES
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and _suffix(path) in TEXT_SUFFIXES + ROW_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not files:
         raise DataError(f"{folder}: no text in this folder (looked for {' '.join(TEXT_SUFFIXES + ROW_SUFFIXES)})")
@@ -166,14 +172,17 @@ def _file_source(name: str, files: list[Path], folder: Path | None, text_column:
 def _split_by_name(files: list[Path], folder: Path | None) -> dict[str, list[Path]] | None:
     """Files whose name (or whose folder below `folder`) is that of a split; None if that is no division."""
     groups: dict[str, list[Path]] = {}
+    others = False
     for path in files:
         part = path.relative_to(folder).parts[0] if folder else path.name
         if match := _SPLIT_NAME.fullmatch(part.lower()):
             groups.setdefault(_ALIASES.get(match[1], match[1]), []).append(path)
-        elif folder is None:
-            return None
-    # A train part alone is divided like any other text.
-    return {split: groups[split] for split in SPLITS if split in groups} if set(groups) - {"train"} else None
+        else:
+            others = True
+    # A train part alone is divided like any other text. A README may lie beside the splits of a folder.
+    if set(groups) <= {"train"} or (others and (folder is None or "train" not in groups)):
+        return None
+    return {split: groups[split] for split in SPLITS if split in groups}
 
 
 def _split_by_rule(files: list[Path], text_column: str) -> tuple[dict[str, Reader], str]:

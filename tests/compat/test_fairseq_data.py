@@ -163,6 +163,7 @@ def test_the_tokenizer_must_be_that_of_the_folder(folder, tmp_path):
         prepare(folder, build_tokenizer("bytes"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "dict.txt").write_text("a 5\nc 4\n")
+    write_mapped(tmp_path / "other" / "test", [[4, 2]])
     other = build_tokenizer("word", tmp_path / "other")
     with pytest.raises(
         DataError, match=r"its dict.txt \(6 symbols\) is not the dictionary of the tokenizer word \(6 symbols"

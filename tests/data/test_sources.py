@@ -82,6 +82,17 @@ def test_a_named_part_alone_is_that_split(tmp_path):
         source.read("train")
 
 
+def test_names_that_only_look_like_splits(tmp_path):
+    for name in ("dev.md", "test-plan.md", "guide.md", ".hidden.md", "test.d/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_lines(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.split_rule.startswith("last 10 % of each file")
+    assert "".join(document_texts(source, "train")).count("line 0 of") == 4
+    files = [tmp_path / "guide.md", tmp_path / "dev.md"]
+    assert open_source(files).split_rule.startswith("last 10 % of each file")
+
+
 def test_a_train_part_alone_is_divided(tmp_path):
     source = open_source(write_lines(tmp_path / "train.txt"))
     assert list(source.readers) == ["train", "valid", "test"]
@@ -224,6 +235,8 @@ def test_a_character_cut_at_the_end_of_the_check_is_fine(tmp_path):
 def test_missing_data(tmp_path):
     with pytest.raises(DataError, match=r"nothing.txt: no such file or folder \(python-docs is the built-in corpus"):
         open_source(tmp_path / "nothing.txt")
+    with pytest.raises(DataError, match="no data: give a file, a folder or python-docs"):
+        open_source([])
     with pytest.raises(DataError, match=r"\*.txt: no file matches$"):
         open_source(str(tmp_path / "*.txt"))
     with pytest.raises(DataError, match=r"no text in this folder \(looked for .txt "):
