@@ -13,6 +13,10 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
 def _one_plus_elu(x: Tensor) -> Tensor:
     return 1 + F.elu(x)
 
@@ -24,6 +28,7 @@ def _two_plus_elu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": _identity,
     "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
