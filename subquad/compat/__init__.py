@@ -1,0 +1,6 @@
+"""Reading what others wrote: published checkpoints and fairseq's data folders. Nothing else imports it."""
+
+from subquad.compat import hgrn, tnn, transformer
+from subquad.compat.reference import from_reference
+
+__all__ = ["from_reference", "hgrn", "tnn", "transformer"]

@@ -1,0 +1,187 @@
+"""Fairseq's softmax transformer language model, the baseline of the published comparisons."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from subquad.compat import fairseq
+from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, register_family
+from subquad.layers import FFN
+from subquad.mixers import SoftmaxAttention
+from subquad.mixers.base import State
+from subquad.models import SubquadConfig, SubquadForCausalLM
+from subquad.models.modeling import Block
+from subquad.registry import unknown_name
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "swish": "silu",
+    "linear": "identity",
+}
+NAMES: Rules = [
+    (r"\btoken_mixer\.head_scale$", "c_attn"),
+    (r"\btoken_mixer\.output_norm\.", "attn_ln."),
+    (r"\btoken_mixer\.output_proj\.", "self_attn.out_proj."),
+    (r"\btoken_mixer\.", "self_attn."),
+    (r"\bchannel_mixer\.up_proj\.", "fc1."),
+    (r"\bchannel_mixer\.down_proj\.", "fc2."),
+    (r"\bchannel_mixer\.hidden_norm\.", "ffn_layernorm."),
+    (r"\bresidual_scale$", "w_resid"),
+]
+SCALES = ("scale_heads", "scale_attn", "scale_fc", "scale_resids")
+
+
+class ScaledAttention(SoftmaxAttention):
+    """Attention with a factor for each head's slice of the output, then a LayerNorm (NormFormer, arXiv 2110.09456)."""
+
+    def __init__(self, dim: int, *, scale_heads: bool, scale_attn: bool, **options: Any):
+        super().__init__(dim, **options)
+        self.head_scale = nn.Parameter(torch.ones(self.num_heads)) if scale_heads else None
+        self.output_norm = nn.LayerNorm(dim) if scale_attn else nn.Identity()
+
+    def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
+        """Mix a batch of rows, as in `SoftmaxAttention`."""
+        y, state = super().mix(x, state, mask)
+        if self.head_scale is not None:
+            y = (y.unflatten(-1, (self.num_heads, -1)) * self.head_scale.unsqueeze(-1)).flatten(-2)
+        return self.output_norm(y), state
+
+
+class NormedFFN(FFN):
+    """Feed-forward network with a LayerNorm before its second map (NormFormer)."""
+
+    def __init__(self, dim: int, hidden_size: int, **options: Any):
+        super().__init__(dim, hidden_size, **options)
+        self.hidden_norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., dim) to (..., dim)."""
+        return self.down_proj(self.hidden_norm(self.dropout(self.activation(self.up_proj(x)))))
+
+
+class ScaledResidualBlock(Block):
+    """Block with a factor for each feature of the channel mixer's residual (NormFormer)."""
+
+    def __init__(self, config: SubquadConfig, index: int):
+        super().__init__(config, index)
+        self.residual_scale = nn.Parameter(torch.ones(config.hidden_size))
+
+    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        return super()._after(norm, x * self.residual_scale if norm is self.channel_norm else x, branch)
+
+
+class PaddedPositions(nn.Module):
+    """Learned positions in which padding has a vector of its own: row `padding_idx` of the table, without gradient."""
+
+    def __init__(self, num_positions: int, dim: int, padding_idx: int):
+        super().__init__()
+        self.padding_idx = padding_idx
+        self.weight = nn.Parameter(torch.empty(num_positions, dim))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Vectors (..., dim) of `positions` (...), −1 for padding."""
+        return F.embedding(positions.where(positions >= 0, self.padding_idx), self.weight, self.padding_idx)
+
+
+def mask_padding(
+    model: SubquadForCausalLM, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward hook: where the caller says nothing about padding, the padding tokens of `input_ids` are masked."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    told = len(args) > 1 or kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None
+    if told or tokens is None or not (tokens == model.config.pad_token_id).any():
+        return args, kwargs
+    return args, {**kwargs, "attention_mask": tokens != model.config.pad_token_id}
+
+
+def _block_options(args: dict[str, Any]) -> dict[str, Any]:
+    """The options of `SubquadConfig` that one layer's arguments determine."""
+    fairseq.require(args, "decoder_embed_dim", "decoder_attention_heads", "decoder_ffn_embed_dim")
+    act = args.get("activation_fn", "relu")
+    if act not in ACTIVATIONS:
+        raise ValueError(unknown_name("activation_fn", act, ACTIVATIONS))
+    attention = {"num_heads": args["decoder_attention_heads"], "dropout": args.get("attention_dropout", 0.0)}
+    ffn = {
+        "hidden_size": args["decoder_ffn_embed_dim"],
+        "activation": ACTIVATIONS[act],
+        "dropout": args.get("activation_dropout") or args.get("relu_dropout") or 0.0,
+    }
+    return {"mixers": [{"type": "softmax", **attention}], "channel_mixer": {"type": "ffn", **ffn}, "norm": "layernorm"}
+
+
+def _block(config: SubquadConfig, index: int, args: dict[str, Any]) -> Block:
+    """A block with the NormFormer switches that are on."""
+    block = (ScaledResidualBlock if args.get("scale_resids") else Block)(config, index)
+    if args.get("scale_heads") or args.get("scale_attn"):
+        options = {key: value for key, value in config.layer_mixers[index].items() if key != "type"}
+        scales = {"scale_heads": bool(args.get("scale_heads")), "scale_attn": bool(args.get("scale_attn"))}
+        block.token_mixer = ScaledAttention(config.hidden_size, **scales, **options)
+    if args.get("scale_fc"):
+        assert config.channel_mixer is not None
+        options = {key: value for key, value in config.channel_mixer.items() if key != "type"}
+        block.channel_mixer = NormedFFN(config.hidden_size, **options)
+    return block
+
+
+@register_family("transformer.decoder_layer")
+def decoder_layer(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """One causal layer over (length, batch, dim)."""
+    config = SubquadConfig(
+        **_block_options(args),
+        hidden_size=args["decoder_embed_dim"],
+        num_hidden_layers=1,
+        norm_position="pre" if args.get("decoder_normalize_before") else "post",
+        dropout=float(args.get("dropout", 0.1)),
+    )
+    names = [*UNWRAP, *NAMES, (r"^token_norm\.", "self_attn_layer_norm."), (r"^channel_norm\.", "final_layer_norm.")]
+    module = OnlyOutput(_block(config, 0, args), time_first=True)
+    return Conversion(module, fairseq.current_names(tensors), names)
+
+
+@register_family("transformer.fairseq_lm")
+def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """Fairseq's `transformer_lm`; where no mask is given, padding is read off the tokens."""
+    padding_idx = args.get("padding_idx", 1)
+    parts: fairseq.Parts = {}
+    if scales := [name for name in SCALES if args.get(name)]:
+
+        def replace_blocks(model: SubquadForCausalLM) -> None:
+            for index in range(len(model.model.layers)):
+                model.model.layers[index] = _block(model.config, index, args)
+
+        parts[f"the NormFormer switches {', '.join(scales)}"] = replace_blocks
+    position_options: dict[str, Any] = {}
+    if not args.get("no_token_positional_embeddings"):
+        learned = bool(args.get("decoder_learned_pos"))
+        position_options = {
+            "position_embedding": "learned" if learned else "sinusoidal",
+            "position_offset": padding_idx + 1,
+        }
+        if learned:
+            count = args.get("max_target_positions") or args.get("tokens_per_sample")
+            position_options["max_position_embeddings"] = count
+            table = tensors.get("decoder.embed_positions.weight")
+            if table is not None and len(table) > padding_idx and table[padding_idx].any():
+                parts["a position vector for padding"] = _set_padded_positions
+    conversion = fairseq.language_model(
+        tensors,
+        {"decoder_normalize_before": False, **args},
+        NAMES,
+        parts=parts,
+        **_block_options(args),
+        **position_options,
+    )
+    conversion.module.register_forward_pre_hook(mask_padding, with_kwargs=True)
+    return conversion
+
+
+def _set_padded_positions(model: SubquadForCausalLM) -> None:
+    table, padding_idx = model.model.positions, model.config.pad_token_id
+    assert isinstance(table, nn.Embedding)
+    assert padding_idx is not None
+    model.model.positions = PaddedPositions(table.num_embeddings, table.embedding_dim, padding_idx)
