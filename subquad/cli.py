@@ -123,7 +123,8 @@ def evaluate(
         from subquad.evaluation.files import written
 
         with written(json) as path:
-            path.write_text(format.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+            content = {"run": str(run), "data": data, "split": split, **result.to_dict()}
+            path.write_text(format.dumps(content, indent=2) + "\n", encoding="utf-8")
     _print_table(
         ["figure", "value", "over"],
         [
@@ -266,14 +267,16 @@ def info() -> None:
     rows = [["subquad", __version__], ["python", platform.python_version()], *([p, installed(p)] for p in packages)]
     rows.append(["system", platform.platform()])
     rows.append(["cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"])
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        rows.append([f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB"])
-    if not torch.cuda.is_available():
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for device in devices[1:]:
+        properties = torch.cuda.get_device_properties(device)
+        rows.append([device, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"])
+    if len(devices) == 1:
         rows.append(["cuda", "not available"])
     _print_table(["", ""], rows)
-    typer.echo()
-    typer.echo(explain())
+    for device in devices:
+        typer.echo(f"\nops on {device}: what runs, and why nothing faster")
+        _print_table(["", ""], [[f"  {op}", reason] for op, reason in explain(device).items()])
 
 
 def _one_or_several(values: list[str] | None) -> str | list[str] | None:

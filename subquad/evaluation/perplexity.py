@@ -117,7 +117,7 @@ def evaluate_perplexity(
             then has `length - context_window` new tokens.
         batch_size: Blocks in a batch; default: what fits a fixed number of tokens. The result does not depend on it.
         device: Where to compute; default: where the model is.
-        progress: Show a progress bar.
+        progress: Show a progress bar on a terminal.
 
     Returns:
         The figures of the whole stream.

@@ -88,8 +88,9 @@ class _Entry:
 
     def check(self) -> None:
         """Read all files now: errors come before long work."""
-        if not (self.run.metrics or self.run.log or self.run.extrapolation):
-            raise DataError(f"{self.run.folder}: nothing to compare (no metrics.json, log.jsonl or extrapolation.json)")
+        run = self.run
+        if not any([run.metrics, run.log, run.extrapolation, run.info, run.recipe]):
+            raise DataError(f"{self.run.folder}: nothing to compare (only a model, no metrics.json, log.jsonl, …)")
 
     @property
     def label(self) -> str:

@@ -5,6 +5,7 @@ The folder may come from someone else: nothing in it is executed, and weights ar
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,15 @@ class Run:
         if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                self.folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            # Sizes that differ are refused below, with names, as all weights that do not fit.
+            with _quiet_transformers():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
         except SafetensorError as error:
             raise DataError(
                 f"{path}: corrupt or cut off ({_first_line(error)}); copy it again or train again"
@@ -163,11 +170,9 @@ class Run:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise DataError(f"{self.folder}: the model cannot be loaded ({_first_line(error)})") from error
         model, report = loaded
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, report.get(problem) or ())):
-                raise DataError(
-                    f"{path}: not the weights of config.json ({problem.replace('_', ' ')}: {', '.join(names[:3])} …)"
-                )
+        for problem in ("missing", "unexpected", "mismatched"):
+            if names := sorted(str(key) for key in report.get(f"{problem}_keys") or ()):
+                raise DataError(f"{path}: not the weights of config.json ({problem}: {', '.join(names[:3])} …)")
         if device is None:
             accelerator = torch.accelerator.current_accelerator()
             device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator
@@ -221,6 +226,22 @@ class Run:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         except UnicodeDecodeError:
             raise DataError(f"{path}: not UTF-8 text, or damaged") from None
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without progress bars and reports; what matters in them becomes an error."""
+    from transformers.utils import logging
+
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def _leaves(name: str, content: Any) -> Iterator[tuple[str, str]]:

@@ -107,7 +107,8 @@ def generate_text(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
-        eos_token_id=None if tokenizer.line_wise else end_id,
+        # None would mean what the model's own configuration says; an id that no token has ends nothing.
+        eos_token_id=model.config.vocab_size if tokenizer.line_wise else end_id,
         pad_token_id=tokenizer.vocabulary.pad_id,
         **sampling,
     )

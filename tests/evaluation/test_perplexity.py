@@ -58,9 +58,13 @@ def test_equals_the_definition(model, length, context_window):
 def test_does_not_depend_on_batches_or_pieces(model, monkeypatch):
     stream = random_stream()
     expected = evaluate_perplexity(model, stream, length=8, progress=False).nll
-    assert evaluate_perplexity(model, stream, length=8, batch_size=1, progress=False).nll == pytest.approx(expected, rel=1e-12)
+    assert evaluate_perplexity(model, stream, length=8, batch_size=1, progress=False).nll == pytest.approx(
+        expected, rel=1e-12
+    )
     monkeypatch.setattr(module, "LOSS_POSITIONS", 3)
-    assert evaluate_perplexity(model, stream, length=8, batch_size=5, progress=False).nll == pytest.approx(expected, rel=1e-12)
+    assert evaluate_perplexity(model, stream, length=8, batch_size=5, progress=False).nll == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_leaves_the_mode_alone(model):

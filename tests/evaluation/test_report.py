@@ -1,0 +1,224 @@
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from run_folders import write_run, write_text
+
+from subquad.data import DataError
+from subquad.evaluation import Efficiency, GenerationSpeed, TrainingSpeed, compare, report
+from subquad.evaluation.charts import NUM_COLOURS, Axis, Series, bar_chart, line_chart
+
+VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags match, and collects what a reader and a browser see."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data.strip())
+
+
+def extrapolated(run, lengths=(16, 32, 64)):
+    rows = [{"length": n, "perplexity": 7 + n / 64, "bits_per_byte": 2 + n / 64} for n in lengths]
+    (run / "extrapolation.json").write_text(json.dumps({"training_length": 16, "results": rows}))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    data = write_text(tmp_path / "text")
+    runs = [write_run(tmp_path / name, data, mixer=name, seed=i) for i, name in enumerate(("hgru", "tno", "softmax"))]
+    for run in runs:
+        extrapolated(run)
+    return runs
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    calls = []
+
+    def fake(folder, *, length):
+        calls.append((folder.name, length))
+        generation = [GenerationSpeed(n, 1.0, n / 100 if folder.name == "softmax" else 1.5) for n in (128, 256)]
+        return Efficiency("a machine", TrainingSpeed(8, length, 777.0, 123_000_000), generation)
+
+    monkeypatch.setattr(report, "measure_run", fake)
+    return calls
+
+
+def edit(run, name, **changes):
+    content = json.loads((run / name).read_text())
+    (run / name).write_text(json.dumps(content | changes))
+
+
+def test_page_and_table(runs, measured, tmp_path):
+    path = compare(runs, tmp_path / "new" / "folder")
+    source = path.read_text(encoding="utf-8")
+    page = Page(source)
+    text = " ".join(page.text)
+    for run in runs:
+        assert run.name in text
+    for title in ("Loss while training", "Length extrapolation", "Time per generated token", "Peak memory in training"):
+        assert title in page.text
+    assert "trained at 16" in page.text
+    assert "subquad compare" in text
+    assert "a token is byte" in text.lower()
+    assert "a test machine" in text
+    assert "8 sequences of 16 tokens" in text
+    assert measured == [("hgru", 16), ("tno", 16), ("softmax", 16)]
+    assert page.tags.count("figcaption") == 6
+    rows = list(csv.DictReader((path.parent / "comparison.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["hgru", "tno", "softmax"]
+    assert float(rows[2]["generation_ms_at_256"]) == 2.56
+    assert float(rows[0]["perplexity_at_64"]) == 8
+    assert rows[0]["word_perplexity"] == ""
+    assert not list(path.parent.glob(".*"))
+
+
+def test_page_is_self_contained(runs, measured, tmp_path):
+    source = compare(runs, tmp_path / "out").read_text(encoding="utf-8")
+    page = Page(source)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"src", "href", "xlink:href"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", source)
+    assert "prefers-color-scheme: dark" in source
+    assert 'name="viewport"' in source
+
+
+def test_best_values_are_marked(runs, measured, tmp_path):
+    source = compare(runs, tmp_path / "out").read_text(encoding="utf-8")
+    table = source[source.index("<table>") : source.index("</table>")]
+    best = {row.split("</span>")[0].rsplit(">")[-1]: row.count("class=best") for row in table.split("<tr>")[2:]}
+    # Lowest losses: the first run. Speed and memory are equal, so every run is best.
+    assert best == {"hgru": 6, "tno": 4, "softmax": 3}
+
+
+def test_without_measuring_the_records_of_training_are_shown(runs, measured, tmp_path):
+    source = compare(runs, tmp_path / "out", measure=False).read_text(encoding="utf-8")
+    assert measured == []
+    assert "Time per generated token" not in source
+    assert "as recorded in training" in source
+    assert "--no-measure" in source
+
+
+def test_missing_values_are_dashes(runs, measured, tmp_path):
+    for name in ("metrics.json", "log.jsonl", "run.json"):
+        (runs[0] / name).unlink()
+    (runs[1] / "extrapolation.json").unlink()
+    page = Page(compare(runs, tmp_path / "out", measure=False).read_text(encoding="utf-8"))
+    assert "–" in page.text
+    assert not {"None", "nan", "inf"} & set(page.text)
+
+
+def test_different_vocabularies_are_said(runs, measured, tmp_path):
+    edit(runs[0], "metrics.json", vocabulary="bpe:512")
+    text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Different vocabularies" in text
+    assert "Fewest bits per byte" in text
+    assert "Lowest perplexity" not in text
+    assert "bits per byte against evaluation length" not in text
+    assert "Bits per byte at length 64" in text
+
+
+def test_different_data_are_said_and_nothing_is_best(runs, measured, tmp_path):
+    edit(runs[0], "run.json", data={"name": "larks", "fingerprint": "beef"})
+    text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Different data" in text
+    assert "Lowest perplexity" not in text
+    assert "Fewest bits per byte" not in text
+    assert "Fastest training" in text
+
+
+def test_names_of_others_are_text(runs, measured, tmp_path):
+    edit(runs[0], "metrics.json", vocabulary="<script>alert(1)</script>")
+    edit(runs[0], "run.json", command="<img src=x>", hardware="<b>")
+    evil = runs[0].rename(tmp_path / "<i onclick=x>&")
+    page = Page(compare([evil, runs[1]], tmp_path / "out").read_text(encoding="utf-8"))
+    assert not {"script", "img", "i"} & set(page.tags)
+    assert any("<i onclick=x>&" in text for text in page.text)
+
+
+def test_a_single_run(runs, measured, tmp_path):
+    text = " ".join(Page(compare(runs[:1], tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Lowest" not in text
+    assert "Fastest" not in text
+
+
+def test_equal_names_are_told_apart(runs, measured, tmp_path):
+    twin = write_run(tmp_path / "elsewhere" / "hgru", tmp_path / "text", seed=4)
+    path = compare([runs[0], twin], tmp_path / "out")
+    assert [row["run"] for row in csv.DictReader((path.parent / "comparison.csv").read_text().splitlines())] == [
+        str(runs[0]),
+        str(twin),
+    ]
+
+
+def test_refuses(runs, measured, tmp_path):
+    with pytest.raises(DataError, match="at least one"):
+        compare([], tmp_path)
+    with pytest.raises(DataError, match="twice"):
+        compare([runs[0], runs[0]], tmp_path)
+    with pytest.raises(DataError, match="not a run folder"):
+        compare([runs[0], tmp_path / "text"], tmp_path / "out")
+    (runs[2] / "extrapolation.json").write_text("{")
+    with pytest.raises(DataError, match=r"extrapolation.json: not JSON"):
+        compare(runs, tmp_path / "out")
+    assert measured == []
+    assert not (tmp_path / "out").exists()
+
+
+def ticks(svg):
+    return re.findall(r'class="tick"[^>]*>([^<]*)<', svg)
+
+
+def test_axes_have_round_ticks():
+    axis = Axis("y", "{:g}".format)
+    svg = line_chart([Series("a", 0, [(0, 3.02), (100, 3.79)])], Axis("x", "{:g}".format), axis)
+    assert ticks(svg) == ["3", "3.2", "3.4", "3.6", "3.8", "0", "20", "40", "60", "80", "100"]
+    log = Axis("x", "{:g}".format, "log")
+    assert ticks(line_chart([Series("a", 0, [(1, 5), (1000, 7)])], log, axis))[-4:] == ["1", "10", "100", "1000"]
+
+
+@pytest.mark.parametrize(
+    "points", [[(1, 1)], [(1, 2), (2, 2)], [(1, 0), (2, 0)], [(5, -3), (6, -1)], [(1, 1e-9), (2, 1e9)]]
+)
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_charts_of_odd_values(points, scale):
+    svg = line_chart([Series("a", 0, points)], Axis("x", "{:g}".format, scale), Axis("y", "{:g}".format, scale))
+    Page(svg)
+    numbers = [float(n) for n in re.findall(r'points="([^"]*)"', svg)[0].replace(",", " ").split()]
+    assert all(0 <= n <= 480 for n in numbers)
+
+
+def test_many_runs_are_told_apart():
+    series = [Series(str(i), i, [(1, i + 1), (2, i + 2)]) for i in range(NUM_COLOURS + 1)]
+    svg = line_chart(series, Axis("x", "{:g}".format), Axis("y", "{:g}".format))
+    assert svg.count("stroke-dasharray") == 1
+
+
+def test_bars_of_nothing():
+    svg = bar_chart([("a", 0, None), ("b", 1, 0.0)], "speed", "{:g}".format)
+    Page(svg)
+    assert "–" in svg
