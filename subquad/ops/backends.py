@@ -1,15 +1,10 @@
 """Which implementation of an op runs, and why. Each optional dependency is looked at in one place, here."""
 
-import functools
 import importlib.util
-from collections.abc import Callable
 
 import torch
 
 from subquad.registry import unknown_name
-
-Probe = Callable[[torch.device], str | None]
-"""Why a backend cannot run on a device, or None if it can."""
 
 BACKENDS = ("auto", "reference", "torch", "numba", "triton")
 IMPLEMENTED = {
@@ -18,10 +13,7 @@ IMPLEMENTED = {
 }
 """What each op has, the first choice of `auto` first."""
 
-
-@functools.cache
-def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def obstacle(op: str, backend: str, device: torch.device) -> str | None:
@@ -31,7 +23,7 @@ def obstacle(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "numba":
         if device.type != "cpu":
             return f"numba runs on the CPU, the tensors are on {device.type}: use backend='torch'"
-        if not _has("numba"):
+        if not HAS_NUMBA:
             return "numba is not installed: pip install 'subquad[cpu]'"
     return None
 

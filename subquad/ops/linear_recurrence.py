@@ -1,15 +1,15 @@
 """Linear recurrence with a gate for each channel, real or turning by a constant angle.
 
-    real:      h_t = decay_t ⊙ h_{t−1} + x_t                     x (batch, length, dim)
-    complex:   h_t = decay_t e^{iθ} ⊙ h_{t−1} + x_t              x (batch, length, 2·dim), real parts before imaginary ones
+    real:      h_t = decay_t ⊙ h_{t−1} + x_t               x (batch, length, dim)
+    complex:   h_t = decay_t e^{iθ} ⊙ h_{t−1} + x_t        x (batch, length, 2·dim), real parts before imaginary ones
 
 Precision: float64 in float64; everything else is computed, and states are kept, in float32; h has the dtype of x.
 Cost: linear in the length; no quotient of gates and no exponential occurs, so gates of exactly 0 and 1 are ordinary.
 
-| backend   | what it is                                                        | gradients |
-| reference | the formula, step by step                                         | everything (autograd, any order) |
-| torch     | scan in two levels; complex in a frame that turns along           | everything (hand-written, first order) |
-| numba     | compiled loop over the time, channels in parallel (CPU)           | everything (hand-written, first order) |
+| backend   | what it is                                               | gradients of every input and state |
+| reference | the formula, step by step                                | autograd, any order |
+| torch     | scan in two levels; complex in a frame that turns along  | hand-written, first order |
+| numba     | compiled loop over the time, channels in parallel (CPU)  | hand-written, first order |
 
 The gradients (a_t is the gradient of h_t, g_t what comes in from outside; conj turns backwards):
 
@@ -120,7 +120,7 @@ def _turn(z: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
 
 
-# --- reference ---------------------------------------------------------------------------------------------------------
+# --- reference -------------------------------------------------------------------------------------------------------
 
 
 def _reference(
@@ -137,11 +137,11 @@ def _reference(
         states = [None] * len(lengths) if initial_state is None else initial_state.split(1)
         parts = [
             _reference(*sequence, phase, reverse, None)
-            for sequence in zip(x.split(lengths, dim=1), decay.split(lengths, dim=1), states)
+            for sequence in zip(x.split(lengths, dim=1), decay.split(lengths, dim=1), states, strict=True)
         ]
         return torch.cat([h for h, _ in parts], dim=1), torch.cat([final for _, final in parts])
     h = decay.new_zeros(x.shape[0], x.shape[2]) if initial_state is None else initial_state
-    steps = list(zip(x.to(decay.dtype).unbind(1), decay.unbind(1)))
+    steps = list(zip(x.to(decay.dtype).unbind(1), decay.unbind(1), strict=True))
     outputs = []
     for x_t, decay_t in reversed(steps) if reverse else steps:
         h = _step(decay_t, h, phase) + x_t
@@ -151,7 +151,7 @@ def _reference(
     return torch.stack(outputs[::-1] if reverse else outputs, dim=1).to(x.dtype), h
 
 
-# --- torch: two levels, division free ------------------------------------------------------------------------------------
+# --- torch: two levels, division free --------------------------------------------------------------------------------
 
 
 def _scan_torch(x: Tensor, decay: Tensor, initial_state: Tensor | None, phase: Tensor | None, reverse: bool) -> Tensor:
@@ -181,7 +181,7 @@ def _scan_torch(x: Tensor, decay: Tensor, initial_state: Tensor | None, phase: T
     # The states between chunks, one after another.
     carry = x.new_zeros(batch, width) if initial_state is None else initial_state
     carries = []
-    for end, left_at_end in zip(h.unbind(1), left.unbind(1)):
+    for end, left_at_end in zip(h.unbind(1), left.unbind(1), strict=True):
         carries.append(carry)
         carry = left_at_end * carry + end
     local.addcmul_(kept, torch.stack(carries, dim=1).unsqueeze(2))
@@ -256,7 +256,7 @@ def _backward_torch(
     return a, grad_decay, grad_initial, grad_phase
 
 
-# --- the registered operator ---------------------------------------------------------------------------------------------
+# --- the registered operator -----------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("subquad::linear_recurrence", mutates_args=())

@@ -1,9 +1,9 @@
 """The linear recurrence as compiled loops for the CPU.
 
-One task is one sequence and a block of channels: it walks along the time once, its state in a small array, and the inner
-loop over channels is contiguous. Real and complex recurrences differ only in the inner loop.
+One task is one sequence and a block of channels: it walks along the time once, its state in a small array, and the
+inner loop over channels is contiguous. Real and complex recurrences differ only in the inner loop.
 
-Legend: s sequence, t position, c channel inside a block, d number of channels, p(revious) state, a gradient of the state.
+Legend: s sequence, t position, c channel inside a block, d number of channels, p previous state, a gradient of the state.
 """
 
 import numba
@@ -47,10 +47,8 @@ def _backward_real(
             t = starts[s] + step if reverse else stops[s] - 1 - step
             decay_t, g_t = decay[rows[s], t, low:high], grad_h[rows[s], t, low:high]
             grad_x_t, grad_decay_t = grad_x[rows[s], t, low:high], grad_decay[rows[s], t, low:high]
-            if step == steps - 1:
-                p = initial[s, low:high]
-            else:
-                p = h[rows[s], t + 1 if reverse else t - 1, low:high]
+            before = t + 1 if reverse else t - 1
+            p = initial[s, low:high] if step == steps - 1 else h[rows[s], before, low:high]
             for c in range(high - low):
                 a_c = a[c] + g_t[c]
                 grad_x_t[c] = a_c
@@ -191,8 +189,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, decay, initial state and phase, in the dtype of `decay`."""
     rows, starts, stops = _sequences(h, cu_seqlens)
-    grad_x, grad_decay, grad_initial = torch.empty_like(h), torch.empty_like(decay), torch.empty_like(grad_final)
     grad_x, grad_decay = decay.new_empty(h.shape), decay.new_empty(decay.shape)
+    grad_initial = decay.new_empty(grad_final.shape)
     initial = decay.new_zeros(grad_final.shape) if initial_state is None else initial_state
     block = _block(len(rows), decay.shape[2])
     arrays = tuple(_array(tensor) for tensor in (grad_h, grad_final, h, decay, initial))

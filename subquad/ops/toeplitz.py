@@ -2,8 +2,8 @@
 
     y[i] = Σ_j kernel[center + i − j] x[j]
 
-Layout: x (batch, length, dim), kernel (lags, dim). Precision: float64 in float64; everything else is computed in float32
-and y has the dtype of x. Cost: n log n in the length (FFT), n for one output.
+Layout: x (batch, length, dim), kernel (lags, dim). Precision: float64 in float64; everything else is computed in
+float32, and y has the dtype of x. Cost: n log n in the length (FFT), n for one output.
 
 | backend   | what it is                                      | gradients |
 | reference | the Toeplitz matrix, gathered and multiplied    | x, kernel (autograd, any order) |
@@ -24,8 +24,8 @@ def toeplitz(
 
     Args:
         x: (batch, length, dim).
-        kernel: (lags, dim); row `center` belongs to lag 0, later rows to positive lags (a past input on a present output).
-            Lags outside the kernel are zero.
+        kernel: (lags, dim); row `center` belongs to lag 0, later rows to positive lags (a past input, a present
+            output). Lags outside the kernel are zero.
         center: Row of lag 0: 0 for a causal kernel, length − 1 for one over all lags −(length − 1) … length − 1.
         num_outputs: Compute the outputs of the last so many positions only; default all.
         backend: "auto", "reference" or "torch".
