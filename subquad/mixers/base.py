@@ -9,7 +9,7 @@ state.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +108,13 @@ class Mixer(nn.Module):
 
 
 MIXERS: dict[str, type[Mixer]] = {}
+MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 
 
-def register_mixer(name: str) -> Callable[[type[Mixer]], type[Mixer]]:
+def register_mixer(name: str) -> Callable[[MixerClass], MixerClass]:
     """Class decorator: make a mixer available under `name`, in every model and under every law of the tests."""
 
-    def register(cls: type[Mixer]) -> type[Mixer]:
+    def register(cls: MixerClass) -> MixerClass:
         if name in MIXERS:
             raise ValueError(f"mixer {name!r} is registered already, as {MIXERS[name].__name__}")
         MIXERS[name] = cls
