@@ -17,7 +17,7 @@ from subquad.models import SubquadConfig, SubquadForCausalLM
 EOS = 2
 """`</s>` in every fairseq dictionary. It ends a text and stands before the next; `<s>` is never fed to these models."""
 
-Parts = dict[str, Callable[[SubquadForCausalLM], None]]
+Parts = dict[str, Callable[[Any], None]]
 """What a published model has and no new one should: a description, and how it is put into ours."""
 
 # Buffers that are recomputed, or say nothing about the model.
@@ -109,6 +109,8 @@ class AdaptiveInput(nn.Module):
         starts = [0, *edges[:-1]]
         widths = [int(width // factor**i) for i in range(len(edges))]
         self.bands = list(zip(starts, edges, strict=True))
+        self.dim = dim
+        self.widths = widths
         self.embeddings = nn.ModuleList(
             nn.Embedding(end - start, w, padding_idx=None if start else padding_idx)
             for (start, end), w in zip(self.bands, widths, strict=True)
@@ -117,7 +119,7 @@ class AdaptiveInput(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (..., dim) of `tokens` (...)."""
-        out = self.projections[0].weight.new_zeros(*tokens.shape, self.projections[0].out_features)
+        out = torch.empty(*tokens.shape, self.dim, device=tokens.device, dtype=next(self.parameters()).dtype)
         for (start, end), embed, project in zip(self.bands, self.embeddings, self.projections, strict=True):
             chosen = (tokens >= start) & (tokens < end)
             out[chosen] = project(embed(tokens[chosen] - start)).to(out.dtype)
@@ -127,7 +129,7 @@ class AdaptiveInput(nn.Module):
 class Transposed(nn.Module):
     """A linear map read backwards: x ↦ xW for the map with weight W."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: Any):
         super().__init__()
         self.linear = linear
 
@@ -162,13 +164,13 @@ class AdaptiveSoftmax(nn.Module):
         super().__init__()
         widths = [dim, *(int(dim // factor ** (i + 1)) for i in range(len(edges) - 1))]
         if tied is not None:
-            widths = [embedding.embedding_dim for embedding in tied.embeddings]
+            widths = tied.widths
         sizes = [end - start for start, end in zip([0, *edges], edges, strict=False)]
         words = [nn.Linear(width, size, bias=False) for width, size in zip(widths, sizes, strict=True)]
-        maps: list[nn.Module] = [nn.Linear(dim, width, bias=False) for width in widths]
+        maps: list[Any] = [nn.Linear(dim, width, bias=False) for width in widths]
         if tied is not None:
             for linear, embedding in zip(words, tied.embeddings, strict=True):
-                linear.weight = embedding.weight
+                linear.register_parameter("weight", embedding.get_parameter("weight"))
             if tie_maps:
                 maps[1:] = [Transposed(linear) for linear in tied.projections[1:]]
         self.head_proj = maps[0] if widths[0] != dim else None
@@ -214,10 +216,10 @@ def glu(act: Any, hidden_size: int, dropout: float, final_act: Any) -> tuple[dic
     return config, parts | final_activation(final_act)
 
 
-def set_channel_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[SubquadForCausalLM], None]:
+def set_channel_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:
     """A part: the activation of all channel mixers."""
 
-    def change(model: SubquadForCausalLM) -> None:
+    def change(model: Any) -> None:
         for block in model.model.layers:
             block.channel_mixer.activation = activation
 
@@ -229,7 +231,7 @@ def final_activation(name: Any) -> Parts:
     if name not in FUNCTIONS and activation_name(name) == "identity":
         return {}
 
-    def change(model: SubquadForCausalLM) -> None:
+    def change(model: Any) -> None:
         for block in model.model.layers:
             block.channel_mixer = nn.Sequential(block.channel_mixer, Elementwise(function(name)))
 
@@ -302,7 +304,7 @@ def language_model(
         tie_word_embeddings=tied,
         **options,
     )
-    model = (PublishedForCausalLM if parts or input_edges or output_edges else SubquadForCausalLM)(config)
+    model: Any = (PublishedForCausalLM if parts or input_edges or output_edges else SubquadForCausalLM)(config)
     for change in parts.values():
         change(model)
     adaptive_input = None

@@ -29,7 +29,7 @@ from subquad.layers import activation as get_activation
 from subquad.layers.norms import RMSNorm
 from subquad.mixers import GTU, TNO
 from subquad.mixers.base import State
-from subquad.models import SubquadConfig, SubquadForCausalLM
+from subquad.models import SubquadConfig
 from subquad.models.modeling import Block
 from subquad.ops import toeplitz
 from subquad.registry import unknown_name
@@ -436,7 +436,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
         names += SELF_GATED_NAMES
     if differences:
 
-        def replace_units(model: SubquadForCausalLM) -> None:
+        def replace_units(model: Any) -> None:
             for block in model.model.layers:
                 block.token_mixer = _fairseq_unit(args, options, legacy)
 

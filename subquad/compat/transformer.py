@@ -150,7 +150,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     parts: fairseq.Parts = {}
     if scales := [name for name in SCALES if args.get(name)]:
 
-        def replace_blocks(model: SubquadForCausalLM) -> None:
+        def replace_blocks(model: Any) -> None:
             for index in range(len(model.model.layers)):
                 model.model.layers[index] = _block(model.config, index, args)
 
