@@ -5,6 +5,7 @@ gives each run a fresh process, so that neither memory nor caches of an earlier 
 """
 
 import multiprocessing
+import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -163,13 +164,12 @@ def measure_run(
 def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, length: int) -> Efficiency:
     model = Run(folder).load_model()
     device = model.device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
     # Training first: the high-water mark of a process never falls.
     training = training_speed(model, batch_size=batch_size, length=length)
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
-    )
     return Efficiency(name, training, generation_speed(model, contexts))
 
 

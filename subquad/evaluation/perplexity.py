@@ -142,13 +142,13 @@ def evaluate_perplexity(
 
     was_training = model.training
     model.eval()
+    hidden = None if progress else True  # None: shown on a terminal only
+    description = f"length {length}"
     nll, tokens = 0.0, 0
     try:
         with (
             torch.inference_mode(),
-            tqdm(
-                total=stream.num_tokens, unit="token", unit_scale=True, desc=f"length {length}", disable=not progress
-            ) as bar,
+            tqdm(total=stream.num_tokens, desc=description, unit="token", unit_scale=True, disable=hidden) as bar,
         ):
             for inputs, targets in _batches(blocks, batch_size):
                 logits = model(inputs.to(model.device), use_cache=False, logits_to_keep=targets.shape[1]).logits

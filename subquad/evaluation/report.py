@@ -171,9 +171,6 @@ class _Report:
         same_tokens = same_data and len(self.vocabularies) < 2
         per_token, per_byte = "min" if same_tokens else None, "min" if same_data else None
         columns = [
-            _Column("parameters", "Parameters", "", lambda e: e.metric("parameters"), _count),
-            _Column("tokens_trained", "Trained on", "tokens", lambda e: e.metric("tokens_trained"), _count),
-            _Column("train_seconds", "Training time", "", lambda e: e.metric("train_seconds"), _duration),
             _Column(
                 "perplexity",
                 "Perplexity",
@@ -227,6 +224,11 @@ class _Report:
                     f"Fastest generation after {self.context:,.0f} tokens",
                 )
             )
+        columns += [
+            _Column("parameters", "Parameters", "", lambda e: e.metric("parameters"), _count),
+            _Column("tokens_trained", "Trained on", "tokens", lambda e: e.metric("tokens_trained"), _count),
+            _Column("train_seconds", "Training time", "", lambda e: e.metric("train_seconds"), _duration),
+        ]
         return columns
 
     # The table for programs
@@ -288,7 +290,7 @@ class _Report:
             _listed("Measured on", _distinct(e.efficiency.device for e in self.entries if e.efficiency)),
             _listed("Date", _distinct(e.run.date for e in self.entries)),
         ]
-        return " · ".join(part for part in parts if part)
+        return " ".join(f"<span>{part}</span>" for part in parts if part)
 
     def _notes(self) -> str:
         notes = []
@@ -337,13 +339,14 @@ class _Report:
                 is_best = column.best and len(values) > 1 and text == column.format(_best(column, values))
                 cells.append(f"<td{' class=best' if is_best else ''}>{escape(text)}</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
-        split = _distinct(e.run.metrics.get("split") for e in self.entries)
+        splits = _distinct(e.run.metrics.get("split") for e in self.entries)
+        on = f"Evaluated on the {splits[0]} split. " if len(splits) == 1 else ""
         source = "measured for this page" if self.measured else "as recorded in training"
         words = "Perplexity per word counts ends of lines as words. " if self._has("word_perplexity") else ""
         return (
             '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table>'
             f"<thead><tr><th scope=col>Run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-            f'<p class="under">{escape(_listed("Split", split))}{". " if split else ""}{words}'
+            f'<p class="under">{escape(on)}{words}'
             f"Speed and memory {source}. Best values are marked; {MISSING} is not known.</p>"
         )
 
