@@ -230,13 +230,20 @@ def _positions(path: Path) -> list[int]:
         cuts = [0]
         for share in (0.90, 0.95):
             file.seek(int(size * share))
-            line = file.readline(PIECE_BYTES)
-            # Text without line ends is cut before a word.
-            cuts.append(int(size * share) + (len(line) if line.endswith(b"\n") else max(0, line.find(b" "))))
+            cuts.append(int(size * share) + _next_cut(file.readline(PIECE_BYTES)))
         cuts.append(size)
     if len(set(cuts)) < len(cuts):
         raise DataError(f"{path}: too short to be divided into train, valid and test; give each its own file")
     return cuts
+
+
+def _next_cut(line: bytes) -> int:
+    """How far the next place to cut is: behind the line, or in text without line ends before a word or a character."""
+    if line.endswith(b"\n"):
+        return len(line)
+    if (space := line.find(b" ")) >= 0:
+        return space
+    return next((i for i, byte in enumerate(line) if byte & 0xC0 != 0x80), 0)
 
 
 def _whole_files(files: list[Path], text_column: str) -> Reader:
@@ -289,9 +296,10 @@ def _read_text(path: Path, start: int, stop: int | None, whole_lines: bool) -> I
 
 
 def _mark_last(pieces: Iterator[str]) -> Iterator[Text]:
-    previous = next(pieces, None)
+    previous = None
     for piece in pieces:
-        yield Text(previous or "", False)
+        if previous is not None:
+            yield Text(previous, False)
         previous = piece
     if previous is not None:
         yield Text(previous, True)
@@ -309,9 +317,8 @@ def _read_json_lines(path: Path, column: str) -> Iterator[Text]:
         position = 0
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield Text(
-                    _column_of(_parse_row(_decode(line, path, position), path, number), column, path, number), True
-                )
+                row = _parse_row(_decode(line, path, position), path, number)
+                yield Text(_column_of(row, column, path, number), True)
             position += len(line)
 
 
@@ -338,9 +345,14 @@ def _no_column(name: str, column: str, columns: Iterable[str]) -> DataError:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[Text]:
-    with _parquet_file(path) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            yield from (Text(text or "", True) for text in batch.column(0).to_pylist())
+    import pyarrow as pa
+
+    try:
+        with _parquet_file(path) as file:
+            for batch in file.iter_batches(batch_size=1024, columns=[column]):
+                yield from (Text(text or "", True) for text in batch.column(0).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def _parquet_file(path: Path) -> Any:

@@ -169,10 +169,8 @@ def prepare(
         return open_databin(data, tokenizer)
     source = data if isinstance(data, Source) else open_source(data, text_column=text_column)
     root = Path(cache_dir or os.environ.get("SUBQUAD_CACHE") or Path.home() / ".cache" / "subquad") / "corpora"
-    key = hashlib.sha256(json.dumps([FORMAT, source.fingerprint, tokenizer.vocabulary.as_dict()]).encode()).hexdigest()[
-        :16
-    ]
-    folder = root / key
+    identity = json.dumps([FORMAT, source.fingerprint, tokenizer.vocabulary.as_dict()])
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if (corpus := _open(folder, source.name, tokenizer.vocabulary)) is not None:
         return corpus
     if num_workers is None:

@@ -110,7 +110,8 @@ class Tokenizer:
         eos_id = cast(int, self.fast.eos_token_id)
         pad_id = self.fast.pad_token_id
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return Vocabulary(self.unit, len(self.fast), digest, eos_id, eos_id if pad_id is None else cast(int, pad_id))
+        size = len(self.dictionary or self.fast)
+        return Vocabulary(self.unit, size, digest, eos_id, eos_id if pad_id is None else cast(int, pad_id))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: without an end symbol, except where a line ends in a line-wise vocabulary."""
@@ -209,13 +210,14 @@ def load_tokenizer(name: Path | str) -> Tokenizer:
     if not isinstance(fast, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer {name}: {type(fast).__name__} is not a fast tokenizer")
     unit = fast.init_kwargs.get("unit")
-    path = Path(name) / "dict.txt"
-    dictionary = Dictionary.load(path) if unit in ("word", "gpt2-bpe") else None
-    if unit is None:
-        unit = f"hf:{Path(name).name}"
-    elif unit == "byte":
+    if unit == "byte":
         return _byte_tokenizer()
-    return Tokenizer(fast, unit=unit, line_wise=dictionary is not None, dictionary=dictionary)
+    if unit not in ("word", "gpt2-bpe"):
+        return Tokenizer(fast, unit=unit if isinstance(unit, str) else f"hf:{Path(name).name}")
+    dictionary = Dictionary.load(Path(name) / "dict.txt")
+    if len(fast) != len(dictionary.index()):
+        raise DataError(f"tokenizer {name}: dict.txt and tokenizer.json do not belong together")
+    return Tokenizer(fast, unit=unit, line_wise=True, dictionary=dictionary)
 
 
 def check_vocabulary(found: Vocabulary, expected: Vocabulary, *, name: str = "the data") -> None:

@@ -226,6 +226,23 @@ def test_bad_byte_far_inside(tmp_path):
         texts(source, "test")
 
 
+def test_damaged_parquet(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "test.parquet"
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(1000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[40:400] = b"\xff" * 360
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"test.parquet: cannot be read \(.+\)$"):
+        texts(open_source(path), "test")
+
+
+def test_text_without_spaces_is_cut_between_characters(tmp_path):
+    (tmp_path / "flat.txt").write_text("灯台" * 701, encoding="utf-8")
+    source = open_source(tmp_path / "flat.txt")
+    assert "".join("".join(document_texts(source, split)) for split in source.readers) == "灯台" * 701
+
+
 def test_a_character_cut_at_the_end_of_the_check_is_fine(tmp_path):
     path = tmp_path / "test.txt"
     path.write_bytes(b"x" * ((1 << 16) - 1) + "é\n".encode())

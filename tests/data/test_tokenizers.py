@@ -108,6 +108,16 @@ def test_any_tokenizer_of_hugging_face(text_folder, tmp_path):
         build_tokenizer(str(tmp_path / "theirs"))
 
 
+def test_a_dictionary_of_another_tokenizer(text_folder, tmp_path):
+    build_tokenizer("word", text_folder).save(tmp_path / "run")
+    (tmp_path / "run" / "dict.txt").write_text("other 1\n")
+    with pytest.raises(DataError, match=r"dict.txt and tokenizer.json do not belong together"):
+        load_tokenizer(tmp_path / "run")
+    (tmp_path / "run" / "dict.txt").unlink()
+    with pytest.raises(DataError, match=r"dict.txt: cannot be read"):
+        load_tokenizer(tmp_path / "run")
+
+
 def test_vocabularies_are_compared(text_folder):
     byte, word = build_tokenizer("bytes").vocabulary, build_tokenizer("word", text_folder).vocabulary
     check_vocabulary(byte, byte)
@@ -223,10 +233,12 @@ def test_gpt2_ids_agree_with_encoder_json(gpt2):
     assert all(vocab[token] == ids[str(i)] for token, i in encoder.items())
 
 
-def test_gpt2_from_the_files_of_roberta(gpt2, tmp_path):
+@pytest.mark.parametrize("hub", [False, True])
+def test_gpt2_from_the_files_of_roberta(gpt2, tmp_path, monkeypatch, hub):
     vocab = {**gpt2.fast.get_vocab(), "<mask>": 50264}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_bytes(gzip.decompress(shared("data", "gpt2-bpe", "vocab.bpe.gz").read_bytes()))
-    tokenizer = build_tokenizer(f"gpt2-bpe:{tmp_path}")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(tmp_path / name))
+    tokenizer = build_tokenizer("gpt2-bpe" if hub else f"gpt2-bpe:{tmp_path}")
     assert tokenizer.vocabulary == gpt2.vocabulary
     assert np.array_equal(corpus_ids(tokenizer, TEXT), corpus_ids(gpt2, TEXT))
