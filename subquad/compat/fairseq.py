@@ -329,7 +329,7 @@ def language_model(
     elif output_edges:
         _adaptive_names(tensors, output_edges, tie_adaptive, bool(args.get("tie_adaptive_proj")))
     tensors = {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)}
-    return Conversion(model.eval(), tensors, names + NAMES)
+    return Conversion(model, tensors, names + NAMES)
 
 
 def _edges(args: dict[str, Any], name: str) -> list[int]:
