@@ -98,7 +98,23 @@ class _Entry:
 
     @property
     def vocabulary(self) -> str | None:
-        return self.run.metrics.get("vocabulary")
+        return _text(self.run.metrics.get("vocabulary"))
+
+    @property
+    def evaluated_on(self) -> str | None:
+        """Tells texts apart; unlike the fingerprint of the data, a size in bytes is that of any vocabulary."""
+        size = self.metric("bytes")
+        return self.run.data_fingerprint if size is None else f"{self.split} of {size} bytes"
+
+    @property
+    def extrapolated_on(self) -> str | None:
+        """As `evaluated_on`."""
+        split, rows = self.run.extrapolation.get("split"), self._rows()
+        return f"{split} of {rows[0].get('bytes') or rows[0].get('tokens')}" if rows else None
+
+    @property
+    def split(self) -> str | None:
+        return _text(self.run.metrics.get("split"))
 
     @property
     def training_length(self) -> int | None:
@@ -118,9 +134,12 @@ class _Entry:
 
     def at_length(self, figure: str) -> list[Point]:
         """A figure (perplexity, bits_per_byte) against the length it was evaluated at."""
-        rows = self.run.extrapolation.get("results") or []
-        points = [(_number(row.get("length")), _number(row.get(figure))) for row in rows]
+        points = [(_number(row.get("length")), _number(row.get(figure))) for row in self._rows()]
         return [(x, y) for x, y in points if x is not None and y is not None]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = self.run.extrapolation.get("results")
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
     def curve(self, x: str, y: str) -> list[Point]:
         """Two columns of the log."""
@@ -151,6 +170,13 @@ class _Column:
     fact: str | None = None
 
 
+def _recorded(
+    key: str, head: str, unit: str, format: Callable[[float], str], best: str | None = None, fact: str | None = None
+) -> _Column:
+    """A column of `metrics.json`."""
+    return _Column(key, head, unit, lambda entry: entry.metric(key), format, best, fact)
+
+
 @dataclass
 class _Report:
     entries: list[_Entry]
@@ -158,7 +184,7 @@ class _Report:
 
     def __post_init__(self) -> None:
         self.vocabularies = _distinct(entry.vocabulary for entry in self.entries)
-        self.data = _distinct(entry.run.data_fingerprint for entry in self.entries)
+        self.texts = _distinct(entry.evaluated_on for entry in self.entries)
         self.measured = self.entries[0].efficiency is not None
         # Of texts in different tokens only bits per byte can be compared; of different texts nothing.
         self.quality = "perplexity" if len(self.vocabularies) < 2 else "bits_per_byte"
@@ -167,31 +193,14 @@ class _Report:
         self.columns = list(self._columns())
 
     def _columns(self) -> list[_Column]:
-        same_data = len(self.data) < 2
+        same_data = len(self.texts) < 2
         same_tokens = same_data and len(self.vocabularies) < 2
         per_token, per_byte = "min" if same_tokens else None, "min" if same_data else None
+        bits = None if same_tokens else "Fewest bits per byte"
         columns = [
-            _Column(
-                "perplexity",
-                "Perplexity",
-                "per token",
-                lambda e: e.metric("perplexity"),
-                _decimals,
-                per_token,
-                "Lowest perplexity",
-            ),
-            _Column(
-                "word_perplexity", "Perplexity", "per word", lambda e: e.metric("word_perplexity"), _decimals, per_byte
-            ),
-            _Column(
-                "bits_per_byte",
-                "Bits per byte",
-                "",
-                lambda e: e.metric("bits_per_byte"),
-                "{:.3f}".format,
-                per_byte,
-                None if same_tokens else "Fewest bits per byte",
-            ),
+            _recorded("perplexity", "Perplexity", "per token", _decimals, per_token, "Lowest perplexity"),
+            _recorded("word_perplexity", "Perplexity", "per word", _decimals, per_byte),
+            _recorded("bits_per_byte", "Bits per byte", "", "{:.3f}".format, per_byte, bits),
         ]
         if self.longest is not None:
             name, unit = ("Perplexity", "per token") if self.quality == "perplexity" else ("Bits per byte", "")
@@ -202,7 +211,7 @@ class _Report:
                     unit,
                     lambda e: dict(e.at_length(self.quality)).get(self.longest or 0),
                     _decimals if unit else "{:.3f}".format,
-                    per_byte,
+                    per_byte if len(_distinct(e.extrapolated_on for e in self.entries)) < 2 else None,
                     f"Best at length {self.longest:,.0f}",
                 )
             )
@@ -225,38 +234,34 @@ class _Report:
                 )
             )
         columns += [
-            _Column("parameters", "Parameters", "", lambda e: e.metric("parameters"), _count),
-            _Column("tokens_trained", "Trained on", "tokens", lambda e: e.metric("tokens_trained"), _count),
-            _Column("train_seconds", "Training time", "", lambda e: e.metric("train_seconds"), _duration),
+            _recorded("parameters", "Parameters", "", _count),
+            _recorded("tokens_trained", "Trained on", "tokens", _count),
+            _recorded("train_seconds", "Training time", "", _duration),
         ]
         return columns
 
     # The table for programs
 
     def csv(self) -> str:
-        lengths = sorted({x for e in self.entries for x, _ in e.at_length("perplexity")})
-        contexts = sorted({x for e in self.entries for x, _ in e.generation()})
+        curves: dict[str, Callable[[_Entry], list[Point]]] = {
+            "perplexity": lambda e: e.at_length("perplexity"),
+            "bits_per_byte": lambda e: e.at_length("bits_per_byte"),
+            "generation_ms": _Entry.generation,
+        }
+        places = [(name, x) for name, of in curves.items() for x in sorted({x for e in self.entries for x, _ in of(e)})]
+        scalars = [column for column in self.columns if "_at_" not in column.key]
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        head = [c.key for c in self.columns if "_at_" not in c.key]
         writer.writerow(
-            ["run", "folder", "vocabulary", "data_fingerprint", "training_length", *head]
-            + [f"perplexity_at_{x:.0f}" for x in lengths]
-            + [f"bits_per_byte_at_{x:.0f}" for x in lengths]
-            + [f"generation_ms_at_{x:.0f}" for x in contexts]
+            ["run", "folder", "vocabulary", "data_fingerprint", "training_length"]
+            + [column.key for column in scalars]
+            + [f"{name}_at_{x:.0f}" for name, x in places]
         )
         for e in self.entries:
-            perplexity, bits, latency = (
-                dict(e.at_length("perplexity")),
-                dict(e.at_length("bits_per_byte")),
-                dict(e.generation()),
-            )
             writer.writerow(
                 [e.name, e.run.folder, e.vocabulary, e.run.data_fingerprint, e.training_length]
-                + [c.value(e) for c in self.columns if "_at_" not in c.key]
-                + [perplexity.get(x) for x in lengths]
-                + [bits.get(x) for x in lengths]
-                + [latency.get(x) for x in contexts]
+                + [column.value(e) for column in scalars]
+                + [dict(curves[name](e)).get(x) for name, x in places]
             )
         return table.getvalue()
 
@@ -294,9 +299,15 @@ class _Report:
 
     def _notes(self) -> str:
         notes = []
-        if len(self.data) > 1:
+        if len(self.texts) > 1:
             notes.append(
                 "<b>Different data.</b> The runs were not evaluated on the same text: their losses cannot be compared."
+            )
+        elif len(self.vocabularies) < 2 and len(_distinct(e.run.data_fingerprint for e in self.entries)) > 1:
+            notes.append("<b>Different training data.</b> The text the runs were evaluated on is the same.")
+        if len(_distinct(e.extrapolated_on for e in self.entries)) > 1:
+            notes.append(
+                "<b>Length extrapolation on different texts.</b> Its curves cannot be compared with each other."
             )
         if len(self.vocabularies) > 1:
             units = ", ".join(escape(v) for v in self.vocabularies)
@@ -339,7 +350,7 @@ class _Report:
                 is_best = column.best and len(values) > 1 and text == column.format(_best(column, values))
                 cells.append(f"<td{' class=best' if is_best else ''}>{escape(text)}</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
-        splits = _distinct(e.run.metrics.get("split") for e in self.entries)
+        splits = _distinct(e.split for e in self.entries)
         on = f"Evaluated on the {splits[0]} split. " if len(splits) == 1 else ""
         source = "measured for this page" if self.measured else "as recorded in training"
         words = "Perplexity per word counts ends of lines as words. " if self._has("word_perplexity") else ""
@@ -465,6 +476,10 @@ def _number(value: Any) -> float | None:
     return (
         value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf") else None
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _distinct(values: Any) -> list[str]:

@@ -202,7 +202,8 @@ class Run:
         data = data if data is not None else self.recipe_data
         if data is None:
             raise DataError(f"{self.folder}: its data is not known (no recipe.yaml): give the data")
-        return prepare(data, self.load_tokenizer(), progress=progress).splits[split]
+        text_column = self._field(self.recipe, "data", "text_column") or "text"
+        return prepare(data, self.load_tokenizer(), text_column=text_column, progress=progress).splits[split]
 
     def _read_json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
         path = self.folder / name

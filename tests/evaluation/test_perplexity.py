@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from run_folders import TRAINING_LENGTH, write_run, write_text
 from support import shared
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from subquad import SubquadConfig, SubquadForCausalLM
 from subquad.data import Blocks, DataError, TokenStream, Vocabulary
@@ -53,6 +54,16 @@ def test_equals_the_definition(model, length, context_window):
     result = evaluate_perplexity(model, stream, length=length, context_window=context_window, progress=False)
     assert result.tokens == 101
     assert result.nll == pytest.approx(direct_nll(model, stream.tokens, length, context_window), rel=1e-11)
+
+
+def test_models_of_transformers():
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=1
+    )
+    model = LlamaForCausalLM(config).double()
+    stream = random_stream()
+    result = evaluate_perplexity(model, stream, length=16, context_window=5, progress=False)
+    assert result.nll == pytest.approx(direct_nll(model, stream.tokens, 16, 5), rel=1e-11)
 
 
 def test_does_not_depend_on_batches_or_pieces(model, monkeypatch):

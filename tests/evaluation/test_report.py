@@ -142,13 +142,39 @@ def test_different_vocabularies_are_said(runs, measured, tmp_path):
     assert "Bits per byte at length 64" in text
 
 
-def test_different_data_are_said_and_nothing_is_best(runs, measured, tmp_path):
+def test_training_data_may_differ_where_the_evaluation_does_not(runs, measured, tmp_path):
     edit(runs[0], "run.json", data={"name": "larks", "fingerprint": "beef"})
+    text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Different training data" in text
+    assert "sparrows, larks" in text or "larks, sparrows" in text
+    assert "Lowest perplexity" in text
+    # The fingerprint is one of ids: in another vocabulary it says nothing about the text.
+    edit(runs[0], "metrics.json", vocabulary="bpe:512")
+    text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Different training data" not in text
+
+
+def test_extrapolation_of_different_texts_is_said(runs, measured, tmp_path):
+    edit(runs[0], "extrapolation.json", split="valid")
+    text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
+    assert "Length extrapolation on different texts" in text
+    assert "Best at length" not in text
+
+
+def test_different_data_are_said_and_nothing_is_best(runs, measured, tmp_path):
+    edit(runs[0], "metrics.json", bytes=393)
     text = " ".join(Page(compare(runs, tmp_path / "out").read_text(encoding="utf-8")).text)
     assert "Different data" in text
     assert "Lowest perplexity" not in text
     assert "Fewest bits per byte" not in text
     assert "Fastest training" in text
+
+
+def test_files_of_other_forms_are_missing_values(runs, measured, tmp_path):
+    edit(runs[0], "metrics.json", vocabulary=5, perplexity="low", parameters=True)
+    edit(runs[0], "extrapolation.json", results=[3, {"length": "long"}])
+    edit(runs[1], "extrapolation.json", results={"length": 3})
+    assert "Lowest perplexity" in compare(runs, tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_names_of_others_are_text(runs, measured, tmp_path):
