@@ -3,7 +3,7 @@
 One task is one sequence and a block of channels: it walks along the time once, its state in a small array, and the
 inner loop over channels is contiguous. Real and complex recurrences differ only in the inner loop.
 
-Legend: s sequence, t position, c channel inside a block, d number of channels, p previous state, a gradient of the state.
+Legend: s sequence, t position, c channel in a block, d number of channels, p previous state, a gradient of the state.
 """
 
 import numba
@@ -168,12 +168,13 @@ def forward(
     h, final = decay.new_empty(x.shape), decay.new_empty(len(rows), x.shape[2])
     initial = decay.new_zeros(final.shape) if initial_state is None else initial_state
     block = _block(len(rows), decay.shape[2])
-    walk = (rows, starts, stops, reverse, block, h.numpy(), final.numpy())
-    arrays = (_array(x.to(decay.dtype)), _array(decay), _array(initial))
+    walk: list = [rows, starts, stops, reverse, block, h.numpy(), final.numpy()]
+    arrays: list = [_array(x.to(decay.dtype)), _array(decay), _array(initial)]
     if phase is None:
         _forward_real(*arrays, *walk)
     else:
-        _forward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk)
+        arrays += [_array(phase.cos()), _array(phase.sin())]
+        _forward_complex(*arrays, *walk)
     return h, final
 
 
@@ -193,12 +194,14 @@ def backward(
     grad_initial = decay.new_empty(grad_final.shape)
     initial = decay.new_zeros(grad_final.shape) if initial_state is None else initial_state
     block = _block(len(rows), decay.shape[2])
-    arrays = tuple(_array(tensor) for tensor in (grad_h, grad_final, h, decay, initial))
-    walk = (rows, starts, stops, reverse, block, grad_x.numpy(), grad_decay.numpy(), grad_initial.numpy())
+    arrays: list = [_array(tensor) for tensor in (grad_h, grad_final, h, decay, initial)]
+    walk: list = [rows, starts, stops, reverse, block, grad_x.numpy(), grad_decay.numpy(), grad_initial.numpy()]
     if phase is None:
         _backward_real(*arrays, *walk)
         return grad_x, grad_decay, grad_initial, decay.new_empty(0)
     # One row for each sequence, added up at the end: no two tasks write to the same place.
     grad_phase = decay.new_zeros(len(rows), decay.shape[2])
-    _backward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk, grad_phase.numpy())
+    arrays += [_array(phase.cos()), _array(phase.sin())]
+    walk.append(grad_phase.numpy())
+    _backward_complex(*arrays, *walk)
     return grad_x, grad_decay, grad_initial, grad_phase.sum(0)

@@ -1,0 +1,135 @@
+"""The Toeplitz product by FFT against the matrix, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close
+
+from subquad.ops import toeplitz
+
+
+def make(batch, length, dim, lags, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, length, dim, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(),
+        torch.randn(lags, dim, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(),
+    )
+
+
+def run(x, kernel, **options):
+    y = toeplitz(x, kernel, **options)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return y, *torch.autograd.grad((y * cotangent).sum(), (x, kernel))
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("direction", ["causal", "bidirectional"])
+def test_equals_the_reference(length, direction):
+    lags, center = (length, 0) if direction == "causal" else (2 * length - 1, length - 1)
+    for batch in (1, 3):
+        x, kernel = make(batch, length, 3, lags)
+        for outputs in {1, length // 2 or 1, length}:
+            ours = run(x, kernel, center=center, num_outputs=outputs)
+            expected = run(x, kernel, center=center, num_outputs=outputs, backend="reference")
+            for name, a, b in zip(("y", "gradient of x", "gradient of kernel"), ours, expected, strict=True):
+                assert_close(a, b, name=f"{name}, {outputs} outputs")
+
+
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 40), lags=st.integers(1, 100), data=st.data())
+def test_any_kernel_at_any_place(length, lags, data):
+    center = data.draw(st.integers(0, lags - 1))
+    outputs = data.draw(st.integers(1, length))
+    x, kernel = make(2, length, 2, lags, seed=length)
+    ours = run(x, kernel, center=center, num_outputs=outputs)
+    for a, b in zip(ours, run(x, kernel, center=center, num_outputs=outputs, backend="reference"), strict=True):
+        assert_close(a, b)
+
+
+def test_the_formula():
+    x, kernel = make(1, 4, 1, 7)
+    y = toeplitz(x, kernel, center=3, backend="reference")
+    for i in range(4):
+        assert_close(y[0, i], sum(kernel[3 + i - j] * x[0, j] for j in range(4)))
+
+
+def test_a_causal_kernel_never_looks_ahead():
+    x, kernel = make(1, 30, 2, 30)
+    y = toeplitz(x, kernel)
+    changed = torch.cat([x[:, :20], torch.randn(1, 10, 2, dtype=torch.float64)], dim=1)
+    assert_close(toeplitz(changed, kernel)[:, :20], y[:, :20])
+
+
+def test_a_transposed_view_is_taken_and_given_as_it_is():
+    x, kernel = make(2, 64, 8, 64)
+    view = x.detach().mT.contiguous().mT
+    y = toeplitz(view, kernel)
+    assert y.mT.is_contiguous()
+    assert_close(y, toeplitz(x, kernel))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_accumulated_in_float32(dtype):
+    x, kernel = make(2, 700, 4, 700, torch.float32)
+    x = x.detach().to(dtype).requires_grad_()
+    y = toeplitz(x, kernel)
+    assert y.dtype == dtype
+    assert_close(y.double(), toeplitz(x.double(), kernel.double()), dtype)
+    y.float().sum().backward()
+    assert (x.grad.dtype, kernel.grad.dtype) == (dtype, torch.float32)
+
+
+def test_float32_is_as_exact_as_float32():
+    x, kernel = make(2, 4096, 2, 4096)
+    assert_close(toeplitz(x.float(), kernel.float()).double(), toeplitz(x, kernel), torch.float32)
+
+
+def test_gradcheck_of_the_reference():
+    x, kernel = make(2, 4, 2, 7)
+    assert torch.autograd.gradcheck(lambda x, k: toeplitz(x, k, center=3, backend="reference"), (x, kernel))
+
+
+def test_the_registered_operator_is_sound():
+    x, kernel = make(2, 9, 3, 17)
+    torch.library.opcheck(torch.ops.subquad.toeplitz.default, (x, kernel, 8, 9))
+    torch.library.opcheck(torch.ops.subquad.toeplitz.default, (x, kernel.detach()[8:].requires_grad_(), 0, 4))
+
+
+def test_compiles_with_inductor():
+    torch.compiler.reset()
+    x, kernel = make(2, 24, 4, 24, torch.float32)
+
+    def model(x, kernel):
+        return toeplitz(x.sigmoid(), kernel).square().sum()
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for length in (24, 15):
+        part = x.detach()[:, :length].requires_grad_()
+        assert_close(compiled(part, kernel), model(part, kernel))
+        ours, expected = (torch.autograd.grad(f(part, kernel), (part, kernel)) for f in (compiled, model))
+        for a, b in zip(ours, expected, strict=True):
+            assert_close(a, b)
+
+
+def test_a_second_derivative_is_refused():
+    x, kernel = make(1, 8, 2, 8)
+    (gradient,) = torch.autograd.grad(toeplitz(x, kernel).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="toeplitz_backward"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "message"),
+    [
+        ((2, 3), (3, 3), {}, r"`x` must be \(batch, length, dim\)"),
+        ((2, 0, 3), (3, 3), {}, "length > 0"),
+        ((2, 4, 3), (4, 2), {}, r"`kernel` must be \(lags, 3\).*got \(4, 2\)"),
+        ((2, 4, 3), (4, 3), {"center": 4}, r"0 … 3, got 4"),
+        ((2, 4, 3), (4, 3), {"num_outputs": 5}, r"1 … 4, the length, got 5"),
+        ((2, 4, 3), (4, 3), {"backend": "numba"}, "toeplitz has no numba implementation"),
+    ],
+)
+def test_errors(x, kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        toeplitz(torch.ones(x), torch.ones(kernel), **options)
