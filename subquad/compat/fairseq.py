@@ -207,13 +207,18 @@ def function(name: Any) -> Callable[[Tensor], Tensor]:
     return FUNCTIONS.get(name) or get_activation(activation_name(name))
 
 
-def glu(act: Any, hidden_size: int, dropout: float, final_act: Any) -> tuple[dict[str, Any], Parts]:
+def channel_bias(args: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Whether channel mixers have biases; where the token mixers have none, the weights say it."""
+    return bool(args.get("bias", True)) or "decoder.layers.0.glu.l1.bias" in tensors
+
+
+def glu(act: Any, hidden_size: int, dropout: float, final_act: Any, bias: bool) -> tuple[dict[str, Any], Parts]:
     """Our channel mixer for a published GLU, and what must be put into it."""
     parts: Parts = {}
     if act in FUNCTIONS:
         parts[f"activation {act!r} in the channel mixer"] = set_channel_activation(function(act))
-    config = {"type": "glu", "hidden_size": hidden_size, "activation": activation_name(act), "dropout": dropout}
-    return config, parts | final_activation(final_act)
+    options = {"hidden_size": hidden_size, "activation": activation_name(act), "dropout": dropout, "bias": bias}
+    return {"type": "glu", **options}, parts | final_activation(final_act)
 
 
 def set_channel_activation(activation: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:

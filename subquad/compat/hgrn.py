@@ -85,6 +85,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
         int(args["decoder_embed_dim"] * args.get("multiple", 2)),
         args.get("glu_dropout", 0.0),
         args.get("fina_act"),
+        fairseq.channel_bias(args, tensors),
     )
     unit = {"activation": activation_name(args.get("act_fun", "silu")), "bias": args.get("bias", True)}
     return fairseq.language_model(

@@ -425,7 +425,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     norm_type = args.get("norm_type", "simplermsnorm")
     glu_names = fairseq.SELF_GATED_GLU_NAMES if args.get("glu_type") == 2 else fairseq.GLU_NAMES
     names = [*glu_names, *_unit_names(norm_type, options["rpe_layers"]), (r"\btoken_mixer\.", "self_attn.gtu.")]
-    channel_mixer, parts = _channel_mixer(args)
+    channel_mixer, parts = _channel_mixer(args, fairseq.channel_bias(args, tensors))
 
     differences = [f"`{key}` {value!r}" for key, value in legacy.items() if value != PLAIN[key]]
     differences += [f"`{key}` {args[key]!r}" for key in FUNCTION_OPTIONS if args.get(key) in fairseq.FUNCTIONS]
@@ -477,15 +477,15 @@ def _of_each_head(function: Callable[[Tensor], Tensor], heads: int) -> Callable[
     return lambda kernel: function(kernel.unflatten(-1, (heads, -1))).flatten(-2)
 
 
-def _channel_mixer(args: dict[str, Any]) -> tuple[dict[str, Any], fairseq.Parts]:
+def _channel_mixer(args: dict[str, Any], bias: bool) -> tuple[dict[str, Any], fairseq.Parts]:
     """The GLU, or GLUV2: W_2 (z ⊙ φ(z)) with z = W_1 x."""
     hidden_size = args.get("glu_dim", -1)
     hidden_size = args["decoder_embed_dim"] if hidden_size == -1 else hidden_size
     if args.get("glu_type") != 2:
-        return fairseq.glu(args["glu_act"], hidden_size, args.get("glu_dropout", 0.0), args.get("fina_act"))
+        return fairseq.glu(args["glu_act"], hidden_size, args.get("glu_dropout", 0.0), args.get("fina_act"), bias)
     if args.get("glu_dropout"):
         raise ValueError("`glu_type` 2 with `glu_dropout`: the published code fails in such a layer")
     gate = fairseq.function(args["glu_act"])
     change = fairseq.set_channel_activation(lambda z: z * gate(z))
     parts = {"self-gated channel mixers": change, **fairseq.final_activation(args.get("fina_act"))}
-    return {"type": "ffn", "hidden_size": hidden_size}, parts
+    return {"type": "ffn", "hidden_size": hidden_size, "bias": bias}, parts
