@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
+import subquad.models  # noqa: F401 - makes them known to AutoModelForCausalLM
 from subquad.data import DataError, Tokenizer, TokenStream, load_tokenizer, prepare
 from subquad.data.sources import DataValue
 
@@ -143,13 +147,9 @@ class Run:
 
         Raises:
             DataError: The weights are missing, corrupt, cut off, or not those of the configuration.
+            ValueError: The device cannot be used.
         """
-        # Importing the models makes them known to transformers' Auto classes.
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-
-        import subquad.models  # noqa: F401
-
+        device = _usable(device)
         path = self.folder / "model.safetensors"
         if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
@@ -173,9 +173,6 @@ class Run:
         for problem in ("missing", "unexpected", "mismatched"):
             if names := sorted(str(key) for key in report.get(f"{problem}_keys") or ()):
                 raise DataError(f"{path}: not the weights of config.json ({problem}: {', '.join(names[:3])} …)")
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator()
-            device = "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator
         return model.to(device).eval()
 
     def load_tokenizer(self) -> Tokenizer:
@@ -229,11 +226,19 @@ class Run:
             raise DataError(f"{path}: not UTF-8 text, or damaged") from None
 
 
+def _usable(device: torch.device | str | None) -> torch.device:
+    """The device, or the accelerator where there is one."""
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used ({_first_line(error)})") from None
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Without progress bars and reports; what matters in them becomes an error."""
-    from transformers.utils import logging
-
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -87,7 +87,7 @@ def generate_text(
         The new text, without the prompt.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or the tokenizer is not that of the model.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -97,7 +97,13 @@ def generate_text(
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    end_id = tokenizer.vocabulary.eos_id
+    vocabulary, vocab_size = tokenizer.vocabulary, model.config.vocab_size
+    if vocabulary.size > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {vocabulary.size} symbols ({vocabulary.unit}), the model {vocab_size}: "
+            "use the tokenizer of the model"
+        )
+    end_id = vocabulary.eos_id
     bos_id = cast("int | None", tokenizer.fast.bos_token_id)
     ids = [end_id if bos_id is None else bos_id, *tokenizer.encode(prompt)]
     sampling: dict[str, Any] = {}
@@ -108,8 +114,8 @@ def generate_text(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         # None would mean what the model's own configuration says; an id that no token has ends nothing.
-        eos_token_id=model.config.vocab_size if tokenizer.line_wise else end_id,
-        pad_token_id=tokenizer.vocabulary.pad_id,
+        eos_token_id=vocab_size if tokenizer.line_wise else end_id,
+        pad_token_id=vocabulary.pad_id,
         **sampling,
     )
     pieces: list[str] = []

@@ -26,6 +26,13 @@ def test_reads_what_training_wrote(folder):
     assert run.open_data(split="valid", progress=False).num_lines == 6
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_devices_that_are_not_there(folder, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used") as caught:
+        Run(folder).load_model(device)
+    assert "\n" not in str(caught.value)
+
+
 def test_optional_files_may_be_missing(folder):
     for name in ("run.json", "metrics.json", "log.jsonl", "recipe.yaml"):
         (folder / name).unlink()

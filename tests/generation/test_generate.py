@@ -166,3 +166,9 @@ def test_arguments_out_of_range(tokenizer, options, message):
     model = SubquadForCausalLM(SubquadConfig(vocab_size=260, hidden_size=8, num_hidden_layers=1))
     with pytest.raises(ValueError, match=message):
         generate_text(model, tokenizer, "a", **options)
+
+
+def test_tokenizer_of_another_model(tokenizer):
+    model = SubquadForCausalLM(SubquadConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="the tokenizer has 260 symbols"):
+        generate_text(model, tokenizer, "a")
