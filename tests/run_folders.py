@@ -22,11 +22,11 @@ def write_text(folder: Path) -> Path:
     return folder
 
 
-def write_run(folder: Path, data: Path, *, mixer: str = "hgru", seed: int = 0, **config) -> Path:
+def write_run(folder: Path, data: Path, *, mixer: str = "hgru", seed: int = 0, tokenizer=None, **config) -> Path:
     """An untrained model with everything that belongs to a run."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer("bytes")
+    tokenizer = tokenizer or build_tokenizer("bytes")
     tokenizer.save(folder)
     options = {"hidden_size": 16, "num_hidden_layers": 2, "mixers": [{"type": mixer}]} | config
     model = SubquadForCausalLM(SubquadConfig(vocab_size=tokenizer.vocabulary.size, **options))

@@ -104,8 +104,7 @@ def generate_text(
             "use the tokenizer of the model"
         )
     end_id = vocabulary.eos_id
-    bos_id = cast("int | None", tokenizer.fast.bos_token_id)
-    ids = [end_id if bos_id is None else bos_id, *tokenizer.encode(prompt)]
+    ids = [end_id, *tokenizer.encode(prompt)]
     sampling: dict[str, Any] = {}
     if temperature > 0:
         # 0 turns the library's own default of 50 off.
@@ -130,11 +129,16 @@ def generate_text(
         return tokenizer.decode(new[:-1] if ended else new)
 
     inputs = torch.tensor([ids], device=model.device)
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        generate = cast(Any, model).generate
-        generate(
-            inputs, attention_mask=torch.ones_like(inputs), generation_config=config, streamer=TextStream(decode, emit)
-        )
+    stream_text = TextStream(decode, emit)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            # `generate` belongs to a mixin that the annotation does not name.
+            generate = cast(Any, model).generate
+            generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config, streamer=stream_text)
+    finally:
+        model.train(was_training)
     return "".join(pieces)

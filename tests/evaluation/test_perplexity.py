@@ -10,7 +10,7 @@ from support import shared
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from subquad import SubquadConfig, SubquadForCausalLM
-from subquad.data import Blocks, DataError, TokenStream, Vocabulary
+from subquad.data import Blocks, DataError, TokenStream, Vocabulary, build_tokenizer
 from subquad.evaluation import PerplexityResult, evaluate_perplexity, evaluate_run
 from subquad.evaluation import perplexity as module
 
@@ -216,3 +216,17 @@ def test_run_folder(tmp_path):
     (run / "recipe.yaml").unlink()
     with pytest.raises(DataError, match="give a length"):
         evaluate_run(run, data, progress=False)
+
+
+def test_databin_folder(tmp_path):
+    """What users of fairseq have: a data-bin folder and a model of its dictionary."""
+    folder = shared("golden", "fairseq-data-bin", "word", "data-bin")
+    expected = json.loads(shared("golden", "fairseq-data-bin", "expected.json").read_text())["word"]
+    run = write_run(tmp_path / "run", folder, tokenizer=build_tokenizer("word", str(folder)))
+    for split in ("test", "valid"):
+        result = evaluate_run(run, split=split, context_window=4, progress=False)
+        assert result.tokens == expected["splits"][split]["n_tokens"]
+        assert (result.vocabulary, result.bytes) == ("word", None)
+    other = write_run(tmp_path / "other", folder)
+    with pytest.raises(DataError, match="byte"):
+        evaluate_run(other, progress=False)

@@ -81,6 +81,14 @@ def test_greedy_equals_the_argmax_of_full_passes(model, tokenizer):
     assert text == tokenizer.decode(new)
 
 
+def test_dropout_is_off_and_the_mode_left_alone(tokenizer):
+    config = SubquadConfig(vocab_size=tokenizer.vocabulary.size, hidden_size=16, num_hidden_layers=1, dropout=0.5)
+    model = SubquadForCausalLM(config).eval()
+    expected = generate_text(model, tokenizer, "a", max_new_tokens=10, temperature=0)
+    assert generate_text(model.train(), tokenizer, "a", max_new_tokens=10, temperature=0) == expected
+    assert model.training
+
+
 def test_stream_is_the_result(model, tokenizer):
     pieces = []
     text = generate_text(model, tokenizer, "on", max_new_tokens=30, seed=1, stream=pieces.append)
