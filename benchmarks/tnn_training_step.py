@@ -10,13 +10,10 @@ compared.
 
 import argparse
 import copy
-import json
-import platform
-import statistics
-import time
 from pathlib import Path
 
 import torch
+from side_by_side import report, time_side_by_side
 from torch import Tensor, nn
 
 from subquad import SubquadConfig, SubquadForCausalLM
@@ -107,23 +104,13 @@ def main() -> None:
     del losses, gradients, first, second
 
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-5) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(args.repeats + 1):
-        for name, model in models.items():
-            start = time.perf_counter()
-            step(model, optimizers[name], ids)
-            if repeat:
-                times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ratio = medians["published formulation"] / medians["subquad"]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
-    print(f"TNN language model, batch {args.batch} × {args.length}, vocabulary {args.vocab_size}, float32")
-    for name, values in times.items():
-        print(f"  {name:24s} median {medians[name]:.3f} s   range {min(values):.3f}–{max(values):.3f} s")
-    print(f"  ratio {ratio:.2f}×   gradient error {error:.1e}")
-    if args.json:
-        result = {"arguments": {**vars(args), "json": str(args.json)}, "seconds": times, "ratio": ratio, "error": error}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    candidates = {
+        name: lambda model=model, optimizer=optimizers[name]: step(model, optimizer, ids)
+        for name, model in models.items()
+    }
+    title = f"training step of the TNN language model, batch {args.batch} × {args.length}, vocabulary {args.vocab_size}"
+    times = time_side_by_side(candidates, args.repeats)
+    report(title, times, "subquad", args.json, gradient_error=f"{error:.1e}")
 
 
 if __name__ == "__main__":
