@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 from subquad.layers import NORMS
@@ -70,7 +71,7 @@ class SubquadConfig(PreTrainedConfig):
     position_embedding: str | None = None
     position_offset: int = 0
     max_position_embeddings: int | None = None
-    dropout: float = 0.0
+    dropout: int | float = 0.0
     causal: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -140,4 +141,7 @@ class SubquadConfig(PreTrainedConfig):
         for name in options:
             if name not in known:
                 raise ValueError(unknown_name("model option", name, known))
-        return cls(**options)
+        try:
+            return cls(**options)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"model options: {' '.join(str(error).split())}") from error

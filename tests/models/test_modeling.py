@@ -261,3 +261,8 @@ def test_bidirectional_backbone(mixer):
     outputs = model.eval()(ids, attention_mask=mask)
     assert outputs.past_key_values is None
     assert_close(outputs.last_hidden_state[1:, :4], model(ids[1:, :4]).last_hidden_state)
+
+
+def test_a_value_of_the_wrong_type_is_named():
+    with pytest.raises(ValueError, match="'hidden_size' expected int, got str"):
+        SubquadConfig.from_options({"hidden_size": "large"})
