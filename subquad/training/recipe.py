@@ -1,0 +1,268 @@
+"""Recipes: one YAML file says everything about a run.
+
+The recipes of the package reproduce one published result each; any YAML file of the same form is one, too. Values are
+taken from the file, then from overrides. Nothing is guessed: an unknown key is an error that names the nearest valid
+one.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from subquad.registry import unknown_name
+
+
+@dataclass
+class DataRecipe:
+    """Which text, and how it is cut into blocks.
+
+    Args:
+        source: See `subquad.data.open_source`.
+        tokenizer: See `subquad.data.build_tokenizer`.
+        block_size: Tokens in a block.
+        block_mode: See `subquad.data.Blocks`.
+        text_column: Column of the text, in data that has columns.
+    """
+
+    source: str | list[str]
+    tokenizer: str
+    block_size: int
+    block_mode: str = "none"
+    text_column: str = "text"
+
+
+@dataclass
+class TrainingRecipe:
+    """How the model is trained. An update sees `batch_size` blocks, however many devices share them.
+
+    Args:
+        seed: Of initial values, order of the blocks, and dropout.
+        steps: Number of updates.
+        batch_size: Blocks in an update, over all devices and accumulation steps.
+        device_batch_size: Most blocks on a device at once; accumulation follows from it and from the number of devices.
+        optimizer: "fairseq-adam" or "adamw".
+        betas: β₁ and β₂ of the optimiser.
+        eps: ε of the optimiser.
+        weight_decay: Decoupled weight decay.
+        decay: What decays: "all" parameters, or "matrices" without norms, biases, lower bounds and phases.
+        max_grad_norm: Largest norm of the gradient; 0 does not limit it.
+        schedule: See `subquad.training.schedules`.
+        eval_steps: Updates from one evaluation on the validation split to the next; each is followed by a checkpoint.
+        save_steps: Updates from one checkpoint to the next; None: only after evaluations.
+        log_steps: Updates from one line of the log to the next.
+        precision: "fp32", "bf16" or "fp16"; parameters and the optimiser's state are always float32.
+        max_seconds: The run ends with the update during which so much time has passed; None: no limit.
+        gradient_checkpointing: Whether activations are computed twice to save memory.
+        num_workers: Processes that read data; 0: none but this one.
+        report_to: Other places that get the log: "tensorboard", "wandb", "trackio".
+    """
+
+    seed: int
+    steps: int
+    batch_size: int
+    device_batch_size: int
+    optimizer: str
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    decay: Literal["all", "matrices"]
+    max_grad_norm: float
+    schedule: dict[str, Any]
+    eval_steps: int
+    save_steps: int | None = None
+    log_steps: int = 100
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    max_seconds: float | None = None
+    gradient_checkpointing: bool = False
+    num_workers: int = 0
+    report_to: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "device_batch_size", "eval_steps", "log_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {value}")
+        for name in ("eps", "weight_decay", "max_grad_norm", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"training.max_seconds must be positive, got {self.max_seconds}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas must be two numbers in [0, 1), got {self.betas}")
+
+
+@dataclass
+class Recipe:
+    """A run.
+
+    Args:
+        task: What is learned; see `subquad.training.tasks`.
+        model: Keyword arguments of `SubquadConfig`; vocabulary and special tokens come from the tokenizer.
+        data: The text.
+        training: The training.
+    """
+
+    task: str
+    model: dict[str, Any]
+    data: DataRecipe
+    training: TrainingRecipe
+
+    def to_yaml(self) -> str:
+        """The recipe with every value, for `load_recipe`."""
+        return yaml.dump(dataclasses.asdict(self), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: Name of a recipe of the package, or a YAML file.
+        overrides: `section.key=value`, the value in YAML; in lists the key is an index, `model.mixers.0.decay=0.9`.
+
+    Raises:
+        ValueError: There is no such recipe, or something in it is unknown, missing or of the wrong kind.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = recipe_text(str(name_or_path))
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name_or_path}: not YAML ({' '.join(str(error).split())})") from None
+    for override in overrides:
+        _override(content, override)
+    return _build(Recipe, content, str(name_or_path))
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("subquad").joinpath("recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a recipe of the package, as it is.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    known = list_recipes()
+    if name not in known:
+        raise ValueError(f"{unknown_name('recipe', name, known)}; or give a YAML file, FILE.yaml")
+    return resources.files("subquad").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without code, in which 1e-8 is a number (in YAML 1.1 it is a text)."""
+
+
+_FLOAT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values on one line, as in `betas: [0.9, 0.98]`."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    is_flat = not any(isinstance(value, dict | list) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=is_flat)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
+def _override(content: Any, override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise ValueError(f"an override has the form section.key=value, got {override!r}")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"{override!r}: the value is not YAML") from None
+    *parents, last = key.split(".")
+    node = content
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[:depth]) or "the recipe"
+        node = node[_entry(node, part, where)]
+        if not isinstance(node, dict | list):
+            raise ValueError(f"{override!r}: {'.'.join(parents[: depth + 1])} has no entries")
+    if isinstance(node, list):
+        node[_entry(node, last, ".".join(parents))] = value
+    else:
+        node[last] = value
+
+
+def _entry(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) >= len(node):
+            raise ValueError(f"{where} has the entries 0 … {len(node) - 1}, got {part!r}")
+        return int(part)
+    if not isinstance(node, dict) or part not in node:
+        raise ValueError(f"in {where}: {unknown_name('key', part, map(str, node or ()))}")
+    return part
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    """Make a dataclass of a mapping, with the types it declares."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must be a mapping of keys to values, got {content!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in content:
+        if key not in fields:
+            raise ValueError(f"in {where}: {unknown_name('key', key, fields)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, field in fields.items():
+        if name in content:
+            values[name] = _value(hints[name], content[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: {name} is missing")
+    return cls(**values)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: {unknown_name('value', value, arguments)}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        fitting = [option for option in arguments if _fits(option, value)]
+        return _value(fitting[0] if fitting else arguments[0], value, where)
+    if not _fits(kind, value):
+        raise ValueError(f"{where} must be {_NAMES[origin or kind]}, got {value!r}")
+    if origin is list:
+        return [_value(arguments[0], entry, where) for entry in value]
+    return float(value) if kind is float else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    kind = typing.get_origin(kind) or kind
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}

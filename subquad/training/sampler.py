@@ -1,0 +1,79 @@
+"""The order of the data: a function of the seed alone, whatever the devices."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class UpdateBatches(Sampler[list[int]]):
+    """The batches of one device.
+
+    The data is shuffled anew for each epoch by (seed, epoch), and the epochs are strung together. Update k takes the
+    examples k·batch_size … (k + 1)·batch_size − 1 of that string, so every update is full, and sees the same examples
+    on one device as on many. Of each update, device r of W takes every W-th group of `device_batch_size` examples.
+
+    Args:
+        num_examples: Size of the data.
+        seed: Seed of the run.
+        steps: Number of updates.
+        batch_size: Examples in an update; a multiple of `device_batch_size` · `num_devices`.
+        device_batch_size: Examples in a batch.
+        device: Which device this is.
+        num_devices: How many there are.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        *,
+        steps: int,
+        batch_size: int,
+        device_batch_size: int,
+        device: int = 0,
+        num_devices: int = 1,
+    ) -> None:
+        assert batch_size % (device_batch_size * num_devices) == 0
+        self.num_examples = num_examples
+        self.seed = seed
+        self.steps = steps
+        self.batch_size = batch_size
+        self.device_batch_size = device_batch_size
+        self.device = device
+        self.num_devices = num_devices
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of one device in an update."""
+        return self.batch_size // (self.device_batch_size * self.num_devices)
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting = np.empty(0, dtype=np.int64)
+        epoch = 0
+        for _ in range(self.steps):
+            while len(waiting) < self.batch_size:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
+                waiting = np.concatenate([waiting, order])
+                epoch += 1
+            update, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+            groups = update.reshape(self.accumulation, self.num_devices, self.device_batch_size)
+            yield from groups[:, self.device].tolist()
+
+
+def fitting_batch_size(batch_size: int, device_batch_size: int, num_devices: int) -> int:
+    """The largest batch of a device, up to `device_batch_size`, with which `num_devices` share an update evenly.
+
+    Raises:
+        ValueError: The devices cannot share it.
+    """
+    if batch_size % num_devices:
+        raise ValueError(
+            f"training.batch_size = {batch_size} blocks cannot be shared evenly by {num_devices} devices: use a "
+            "number of devices that divides it, or change it"
+        )
+    share = batch_size // num_devices
+    return next(size for size in range(min(device_batch_size, share), 0, -1) if share % size == 0)

@@ -1,0 +1,366 @@
+"""Train a model from a recipe into a run folder: what `subquad train` does."""
+
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from subquad._version import __version__
+from subquad.data import load_tokenizer
+from subquad.data.sources import DataValue
+from subquad.evaluation.files import written
+from subquad.registry import unknown_name
+from subquad.training.checkpoints import KEPT, last_complete, step_of
+from subquad.training.optimizer import OPTIMIZERS
+from subquad.training.recipe import Recipe, load_recipe
+from subquad.training.sampler import fitting_batch_size
+from subquad.training.schedules import build_schedule
+from subquad.training.tasks import Task, task_class
+from subquad.training.trainer import SubquadTrainer, num_devices, training_arguments
+
+LOGGERS = ("tensorboard", "trackio", "wandb")
+# What may change when a run is resumed: nothing that its earlier updates depend on.
+RESUMABLE = frozenset(
+    ["steps", "max_seconds", "eval_steps", "save_steps", "log_steps", "device_batch_size", "num_workers", "report_to"]
+)
+
+
+def train(
+    recipe: str | Path | None,
+    data: DataValue | None = None,
+    output: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    resume: Path | str | None = None,
+) -> Path:
+    """Train a model.
+
+    Under `torchrun` or `accelerate launch` every process calls this; the numbers do not depend on how many they are.
+
+    Args:
+        recipe: Name of a recipe of the package, or a YAML file; None to resume.
+        data: What to train on instead of the recipe's data; see `subquad.data.open_source`.
+        output: Run folder; default: `runs/` and the name of the recipe.
+        overrides: Changes of the recipe, `section.key=value`.
+        resume: A run folder to continue, exactly as if it had never stopped; it needs nothing else.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: Something in the recipe, the data or the folder does not fit; raised before long work. Also
+            `DivergedError`, when the loss is no longer finite.
+        OSError: The disk is full.
+    """
+    if (recipe is None) == (resume is None):
+        raise ValueError("give either a recipe, or a run folder to resume")
+    if resume is not None:
+        if output is not None:
+            raise ValueError(f"a resumed run stays in its folder, {resume}: leave `output` out")
+        folder = Path(resume)
+        resolved = _recipe_of_run(folder, overrides)
+    else:
+        assert recipe is not None
+        resolved = load_recipe(recipe, overrides)
+        folder = Path(output) if output is not None else Path("runs") / Path(recipe).stem
+    if data is not None:
+        resolved.data.source = [str(value) for value in data] if isinstance(data, list | tuple) else str(data)
+    resolved.data.source = _absolute(resolved.data.source)
+    _check(resolved)
+
+    logging = transformers.logging
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return _Run(folder, resolved, is_resumed=resume is not None).train()
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+        if torch.distributed.is_initialized() and num_devices() > 1:
+            torch.distributed.destroy_process_group()
+
+
+class _Run:
+    """One call of `train`: a folder, a recipe, and what `run.json` says."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *, is_resumed: bool) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.is_resumed = is_resumed
+        self.info: dict[str, Any] = {}
+        self.is_main = False
+
+    def train(self) -> Path:
+        args = training_arguments(self.recipe.training, self.folder)
+        self.is_main = args.process_index == 0
+        # The first process finds mistakes and prepares the data; then the others read what it wrote.
+        with args.main_process_first(local=False):
+            if self.is_main and not self.is_resumed:
+                _check_is_free(self.folder)
+            task = self._task()
+            torch.manual_seed(self.recipe.training.seed)
+            model = task.build_model()
+            if self.is_main:
+                _check_space(self.folder, model.num_parameters())
+                self._begin(task, model.num_parameters())
+        checkpoint = last_complete(self.folder / "checkpoints") if self.is_resumed else None
+        seconds = _seconds_at(checkpoint)
+        if self.is_main:
+            self._cut_log(0 if checkpoint is None else step_of(checkpoint))
+        trainer = SubquadTrainer(task, model, self.recipe.training, args, self.folder, seconds)
+        self._say(_description(self.recipe, model, trainer, args, checkpoint))
+        try:
+            with trainer.stop.listening():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BaseException:
+            self._write_info(status="failed")
+            raise
+        if trainer.stop.reason == "signal":
+            self._write_info(status="interrupted")
+            self._say(f"saved; continue with: subquad train --resume {self.folder}")
+        elif self.is_main:
+            self._finish(task, trainer)
+        return self.folder
+
+    def _task(self) -> Task:
+        tokenizer = load_tokenizer(self.folder) if self.is_resumed else None
+        task = task_class(self.recipe.task)(self.recipe, tokenizer)
+        if self.is_resumed:
+            self.info = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            expected = self.info["data"]["fingerprint"]
+            if task.corpus.fingerprint != expected:
+                raise ValueError(
+                    f"{task.corpus.name}: not the text that {self.folder} was trained on (fingerprint "
+                    f"{task.corpus.fingerprint[:12]}, expected {expected[:12]}): give that text, or start a new run"
+                )
+        for split in (task.train_data, task.valid_data):
+            assert len(split)  # pyright: ignore[reportArgumentType]
+        return task
+
+    def _begin(self, task: Task, num_parameters: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with written(self.folder / "recipe.yaml") as path:
+            path.write_text(self.recipe.to_yaml(), encoding="utf-8")
+        if not self.is_resumed:
+            task.tokenizer.save(self.folder)
+        self._write_info(
+            **_provenance(),
+            status="running",
+            started=self.info.get("started", _now()),
+            finished=None,
+            data={
+                "name": task.corpus.name,
+                "fingerprint": task.corpus.fingerprint,
+                "split_rule": task.corpus.split_rule,
+            },
+            vocabulary=task.tokenizer.vocabulary.as_dict(),
+            parameters=num_parameters,
+        )
+
+    def _finish(self, task: Task, trainer: SubquadTrainer) -> None:
+        state: Any = trainer.state
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        best = type(trained).from_pretrained(self.folder).to(trainer.args.device)
+        speeds = [line["tokens_per_second"] for line in state.log_history if "tokens_per_second" in line]
+        metrics = task.final_metrics(best, progress=sys.stderr.isatty())
+        metrics |= {
+            "parameters": best.num_parameters(),
+            "tokens_per_second": statistics.median(speeds),
+            "peak_memory_bytes": _peak_memory(trainer.args.device),
+            "train_seconds": round(trainer.elapsed(), 3),
+            "steps": state.global_step,
+            "best_step": state.best_global_step,
+            "tokens_trained": state.num_input_tokens_seen,
+        }
+        with written(self.folder / "metrics.json") as path:
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        self._write_info(status="finished", finished=_now())
+        unit = f"per {metrics['vocabulary']}"
+        self._say(f"{metrics['split']}: loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f} {unit}")
+
+    def _write_info(self, **values: Any) -> None:
+        if self.is_main:
+            self.info |= values
+            with written(self.folder / "run.json") as path:
+                path.write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _cut_log(self, step: int) -> None:
+        """Drop the lines of the log from after the checkpoint; its updates are done again."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # a line that was being written when the run ended
+                continue
+        with written(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def _say(self, text: str) -> None:
+        if self.is_main:
+            print(text, file=sys.stderr)
+
+
+def _recipe_of_run(folder: Path, overrides: Iterable[str]) -> Recipe:
+    """The recipe of a run to resume."""
+    path = folder / "recipe.yaml"
+    if not path.is_file() or not (folder / "run.json").is_file():
+        raise ValueError(f"{folder}: not a run folder (no recipe.yaml and run.json): nothing to resume")
+    overrides = list(overrides)
+    for override in overrides:
+        section, _, key = override.partition("=")[0].partition(".")
+        if section != "training" or key not in RESUMABLE:
+            raise ValueError(
+                f"{override!r} would make the resumed run another one; what may change is "
+                f"{', '.join(f'training.{name}' for name in sorted(RESUMABLE))}"
+            )
+    recipe = load_recipe(path, overrides)
+    last = last_complete(folder / "checkpoints")
+    status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status")
+    if status == "finished" and not overrides and last is not None:
+        raise ValueError(
+            f"{folder}: finished after {step_of(last)} updates; to go on, --set training.steps=N (or max_seconds)"
+        )
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise an error for everything that is wrong without looking at the data."""
+    training = recipe.training
+    build_schedule(training.schedule, training.steps)
+    if training.optimizer not in OPTIMIZERS:
+        raise ValueError(unknown_name("optimizer", training.optimizer, OPTIMIZERS))
+    for name in training.report_to:
+        if name not in LOGGERS:
+            raise ValueError(unknown_name("logger", name, LOGGERS))
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"training.report_to: {name} is not installed: pip install {name}")
+    fitting_batch_size(training.batch_size, training.device_batch_size, num_devices())
+    task_class(recipe.task).check(recipe)
+
+
+def _check_is_free(folder: Path) -> None:
+    """Never write into what is there."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; choose another output folder")
+    if (folder / "run.json").is_file():
+        raise ValueError(f"{folder}: holds a run already; continue it with --resume {folder}, or choose another output")
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty; choose another output folder")
+
+
+def _check_space(folder: Path, num_parameters: int) -> None:
+    # A checkpoint is the weights and two moments; one is being written while `KEPT` and the best are there.
+    needed = num_parameters * 4 * (3 * (KEPT + 2) + 1)
+    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: the checkpoints of {num_parameters:,} parameters need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free: choose another output folder"
+        )
+
+
+def _absolute(source: str | list[str]) -> str | list[str]:
+    """Paths that later commands find from any working folder."""
+    if isinstance(source, list):
+        return [str(_absolute(value)) for value in source]
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _seconds_at(checkpoint: Path | None) -> float:
+    if checkpoint is None:
+        return 0.0
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return max((line["time"] for line in state["log_history"]), default=0.0)
+
+
+def _description(recipe: Recipe, model: Any, trainer: SubquadTrainer, args: Any, checkpoint: Path | None) -> str:
+    training = recipe.training
+    groups = [
+        f"{sum(p.numel() for p in group['params']):,} with weight decay {group['weight_decay']:g}"
+        for group in trainer.create_optimizer().param_groups
+    ]
+    tokens = training.batch_size * recipe.data.block_size
+    lines = [
+        f"{model.num_parameters():,} parameters, trained: {', '.join(groups)}",
+        f"{training.steps:,} updates of {training.batch_size} blocks of {recipe.data.block_size} ({tokens:,} tokens): "
+        f"{args.world_size} × {args.per_device_train_batch_size} at once, {args.gradient_accumulation_steps} times, "
+        f"on {args.device.type}, {training.precision}",
+    ]
+    if checkpoint is not None:
+        lines.append(f"continues after update {step_of(checkpoint):,}")
+    return "\n".join(lines)
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "git": _git_state(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "hardware": _hardware(),
+        "devices": num_devices(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the library, where it runs from a clone."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Most memory in use at once: what torch allocated on a GPU, the process on a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

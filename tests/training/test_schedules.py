@@ -1,0 +1,66 @@
+import pytest
+
+from subquad.training.schedules import build_schedule
+
+TABLES = [
+    (
+        {"type": "inverse_sqrt", "peak": 5e-4, "warmup": 4000, "initial": 1e-7},
+        50_000,
+        {0: 1e-7, 1: 2.24975e-7, 3999: 4.99875025e-4, 4000: 5e-4, 8000: 3.53553391e-4, 50_000: 1.41421356e-4},
+    ),
+    (
+        {"type": "inverse_sqrt", "peak": 5e-4, "warmup": 8000, "initial": 1e-7},
+        100_000,
+        {1: 1.624875e-7, 100_000: 1.41421356e-4},
+    ),
+    (
+        {"type": "inverse_sqrt", "peak": 1e-3, "warmup": 6000, "initial": 1e-7},
+        150_000,
+        {1: 2.6665e-7, 150_000: 2e-4},
+    ),
+    (
+        {"type": "polynomial", "peak": 5e-4, "warmup": 3000},
+        50_000,
+        {
+            0: 0,
+            1: 1.66666667e-7,
+            3000: 5e-4,
+            3001: 4.99989362e-4,
+            26_500: 2.5e-4,
+            49_999: 1.06382979e-8,
+            50_000: 0,
+            60_000: 0,
+        },
+    ),
+    ({"type": "polynomial", "peak": 1.0, "end": 0.2, "power": 2}, 10, {0: 1.0, 5: 0.4, 10: 0.2}),
+    ({"type": "cosine", "peak": 1.0, "warmup": 2, "end": 0.1}, 10, {0: 0, 1: 0.5, 2: 1.0, 6: 0.55, 10: 0.1, 11: 0.1}),
+    ({"type": "constant", "peak": 1.0, "warmup": 2}, 10, {0: 0, 1: 0.5, 2: 1.0, 9: 1.0}),
+    ({"type": "constant", "peak": 1.0}, 10, {0: 1.0}),
+]
+
+
+@pytest.mark.parametrize(("config", "steps", "table"), TABLES)
+def test_values(config, steps, table):
+    rate = build_schedule(config, steps)
+    assert {k: rate(k) for k in table} == pytest.approx(table, rel=1e-8)
+
+
+@pytest.mark.parametrize("config", [{"type": name, "peak": 1.0, "warmup": 10} for name in ("polynomial", "cosine")])
+def test_a_run_that_is_shorter_than_its_warmup(config):
+    assert build_schedule(config, 5)(4) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"type": "inverse-sqrt", "peak": 1.0}, "mean 'inverse_sqrt'"),
+        ({"type": "constant", "peek": 1.0}, "mean 'peak'"),
+        ({"type": "constant"}, "peak"),
+        ({"type": "constant", "peak": "high"}, "'peak' must be a number.*'high'"),
+        ({"type": "constant", "peak": -1.0}, "-1.0"),
+        ({"type": "inverse_sqrt", "peak": 1.0, "warmup": 0}, "at least 1 update, got 0"),
+    ],
+)
+def test_mistakes_are_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedule(config, 10)

@@ -1,0 +1,48 @@
+"""A run of a second: a tiny model on a tiny text."""
+
+from pathlib import Path
+
+import yaml
+from run_folders import write_text
+
+from subquad.training.train import train
+
+RECIPE = {
+    "task": "causal-lm",
+    "model": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "mixers": [{"type": "softmax", "num_heads": 2, "rotary": True}],
+        "channel_mixer": {"type": "ffn", "hidden_size": 16},
+        "dropout": 0.1,
+    },
+    "data": {"source": "", "tokenizer": "bytes", "block_size": 64},
+    "training": {
+        "seed": 1,
+        "steps": 20,
+        "batch_size": 4,
+        "device_batch_size": 4,
+        "optimizer": "fairseq-adam",
+        "betas": [0.9, 0.98],
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "decay": "all",
+        "max_grad_norm": 1.0,
+        "schedule": {"type": "inverse_sqrt", "peak": 1e-2, "warmup": 5},
+        "eval_steps": 10,
+        "save_steps": 5,
+        "log_steps": 1,
+    },
+}
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe file beside its text; 30 short lines make 27 blocks, so 20 updates are about 3 epochs."""
+    recipe = RECIPE | {"data": RECIPE["data"] | {"source": str(write_text(folder / "text"))}}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def tiny_run(folder: Path, name: str = "run", *overrides: str) -> Path:
+    return train(write_recipe(folder), output=folder / name, overrides=overrides)
