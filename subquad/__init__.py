@@ -29,5 +29,5 @@ def __dir__() -> list[str]:
 
 
 # The command line answers `--help` without loading torch; everywhere else the models are there, known to transformers.
-if not (PurePath(sys.argv[0]).stem == "subquad" or "subquad" in sys.orig_argv[1:3]):
+if PurePath(sys.argv[0]).stem != "subquad" and sys.orig_argv[1:3] != ["-m", "subquad"]:
     importlib.import_module("subquad.models")
