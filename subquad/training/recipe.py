@@ -148,7 +148,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    files = resources.files("subquad").joinpath("recipes").iterdir()
+    files = (resources.files("subquad") / "recipes").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
@@ -161,7 +161,7 @@ def recipe_text(name: str) -> str:
     known = list_recipes()
     if name not in known:
         raise ValueError(f"{unknown_name('recipe', name, known)}; or give a YAML file, FILE.yaml")
-    return resources.files("subquad").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    return (resources.files("subquad") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):

@@ -53,6 +53,7 @@ def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArgument
         per_device_eval_batch_size=size,
         gradient_accumulation_steps=recipe.batch_size // (size * num_devices()),
         max_grad_norm=recipe.max_grad_norm,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         logging_steps=recipe.log_steps,
