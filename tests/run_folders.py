@@ -36,7 +36,7 @@ def write_run(folder: Path, data: Path, *, mixer: str = "hgru", seed: int = 0, t
     info = {
         "version": "0.1.0",
         "status": "finished",
-        "started": "2026-11-20",
+        "started": "2026-11-20T10:00:00+00:00",
         "hardware": "a test machine",
         "command": "subquad train <tiny>",
         "data": {"name": "sparrows", "fingerprint": "f00d"},

@@ -1,12 +1,13 @@
 """Speed and memory of a model: training steps, and generation against the length of the context.
 
 Figures of different models may be compared when they were measured on one machine with the same shapes; `measure_run`
-gives each run a fresh process, so that neither memory nor caches of an earlier model count.
+gives each run a fresh process, so that neither memory nor caches of an earlier model count. Times are those of the
+fastest step: whatever is above comes from the machine's other work, and the load is recorded.
 """
 
 import multiprocessing
+import os
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +33,7 @@ class TrainingSpeed:
     Args:
         batch_size: Sequences in a step.
         length: Tokens in a sequence.
-        tokens_per_second: From the median time of a step.
+        tokens_per_second: From the fastest step.
         peak_memory_bytes: Most memory in use at once: what torch allocated on a GPU; on a CPU what the process grew by
             since before the model was there. None where the system does not tell.
     """
@@ -50,7 +51,7 @@ class GenerationSpeed:
     Args:
         context: Tokens before the first new one.
         prefill_ms: Time to read the context.
-        ms_per_token: Median time of a new token.
+        ms_per_token: Time of a new token, the fastest of several.
     """
 
     context: int
@@ -64,11 +65,14 @@ class Efficiency:
 
     Args:
         device: Where, in words.
+        load: How many processes wanted to run when it began (the average of a minute); None where the system does not
+            tell.
         training: Cost of training steps.
         generation: Cost of generation for each context.
     """
 
     device: str
+    load: float | None
     training: TrainingSpeed
     generation: list[GenerationSpeed]
 
@@ -105,7 +109,7 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
         if peak is not None and memory_before is not None:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
             peak = peak - memory_before + weights
-    return TrainingSpeed(batch_size, length, batch_size * length / statistics.median(times[1:]), peak)
+    return TrainingSpeed(batch_size, length, batch_size * length / min(times[1:]), peak)
 
 
 @torch.inference_mode()
@@ -137,7 +141,7 @@ def generation_speed(
             token = outputs.logits[:, -1:].argmax(-1)
             outputs = model(token, past_key_values=outputs.past_key_values, use_cache=True)
             times.append(_now(model.device) - start)
-        results.append(GenerationSpeed(context, prefill * 1e3, statistics.median(times[WARMUP_STEPS:]) * 1e3))
+        results.append(GenerationSpeed(context, prefill * 1e3, min(times[WARMUP_STEPS:]) * 1e3))
     return results[1:]
 
 
@@ -168,9 +172,10 @@ def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, lengt
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # not on Windows
     # Training first: the high-water mark of a process never falls.
     training = training_speed(model, batch_size=batch_size, length=length)
-    return Efficiency(name, training, generation_speed(model, contexts))
+    return Efficiency(name, load, training, generation_speed(model, contexts))
 
 
 def _now(device: torch.device) -> float:

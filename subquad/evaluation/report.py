@@ -6,6 +6,7 @@ Every number comes from a run folder or is measured here; what is missing is sho
 import csv
 import datetime
 import io
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -315,6 +316,14 @@ class _Report:
                 f"<b>Different vocabularies</b> ({units}). "
                 "Losses and perplexities per token cannot be compared; bits per byte can."
             )
+        load = max((e.efficiency.load or 0.0 for e in self.entries if e.efficiency), default=0.0)
+        cores = os.cpu_count() or 1
+        # The runs measured before account for a load of up to one for each core.
+        if load > 1.5 * cores:
+            notes.append(
+                f"<b>Busy machine.</b> The load was {load:.1f} on {cores} cores while speed was measured: "
+                "measure again on an idle one before you rely on it."
+            )
         if not self.measured and len(_distinct(e.run.hardware for e in self.entries)) > 1:
             notes.append("<b>Different hardware.</b> Speed and memory were recorded on different machines.")
         return "\n".join(f'<p class="note" role="note">{note}</p>' for note in notes)
@@ -443,7 +452,7 @@ class _Report:
                 Axis("tokens of context", _whole, "log", contexts),
                 Axis("milliseconds per token", "{:.4g}".format, scale, from_zero=scale == "linear"),
             ),
-            "Flat: generation does not slow down as the text grows. One text at a time, median of the steps.",
+            "Flat: generation does not slow down as the text grows. One text at a time, the fastest of several steps.",
             drawn,
         )
 
@@ -513,6 +522,8 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def _decimals(value: float) -> str:
+    if value >= 1e6:
+        return f"{value:.2e}"
     return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
 

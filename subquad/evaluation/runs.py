@@ -121,8 +121,9 @@ class Run:
 
     @property
     def date(self) -> str | None:
-        """The day of the training."""
-        return self._field(self.info, "started")
+        """The day on which the training began."""
+        started = self._field(self.info, "started")
+        return started and started.partition("T")[0]
 
     @property
     def recipe_data(self) -> str | list[str] | None:

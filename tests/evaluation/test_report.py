@@ -58,11 +58,12 @@ def runs(tmp_path):
 @pytest.fixture
 def measured(monkeypatch):
     calls = []
+    load = 0.0
 
     def fake(folder, *, length):
         calls.append((folder.name, length))
         generation = [GenerationSpeed(n, 1.0, n / 100 if folder.name == "softmax" else 1.5) for n in (128, 256)]
-        return Efficiency("a machine", TrainingSpeed(8, length, 777.0, 123_000_000), generation)
+        return Efficiency("a machine", load, TrainingSpeed(8, length, 777.0, 123_000_000), generation)
 
     monkeypatch.setattr(report, "measure_run", fake)
     return calls
@@ -88,6 +89,7 @@ def test_page_and_table(runs, measured, tmp_path):
     assert "a test machine" in text
     assert "8 sequences of 16 tokens" in text
     assert measured == [("hgru", 16), ("tno", 16), ("softmax", 16)]
+    assert "Busy machine" not in text
     assert page.tags.count("figcaption") == 6
     rows = list(csv.DictReader((path.parent / "comparison.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == ["hgru", "tno", "softmax"]
@@ -121,6 +123,12 @@ def test_without_measuring_the_records_of_training_are_shown(runs, measured, tmp
     assert "Time per generated token" not in source
     assert "as recorded in training" in source
     assert "--no-measure" in source
+
+
+def test_a_busy_machine_is_said(runs, monkeypatch, tmp_path):
+    busy = Efficiency("a machine", 1e4, TrainingSpeed(8, 16, 777.0, None), [])
+    monkeypatch.setattr(report, "measure_run", lambda folder, length: busy)
+    assert "Busy machine" in compare(runs, tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_missing_values_are_dashes(runs, measured, tmp_path):

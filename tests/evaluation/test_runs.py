@@ -18,6 +18,7 @@ def test_reads_what_training_wrote(folder):
     run = Run(folder)
     assert (run.name, run.training_length) == ("run", TRAINING_LENGTH)
     assert (run.data_name, run.data_fingerprint) == ("sparrows", "f00d")
+    assert (run.hardware, run.date) == ("a test machine", "2026-11-20")
     assert run.metrics["vocabulary"] == "byte"
     assert ("data fingerprint", "f00d") in run.provenance()
     assert len(run.log) == 33
