@@ -153,14 +153,13 @@ class CausalLM(Task):
     @cached_property
     def train_data(self) -> Blocks:
         """Blocks of the train split."""
-        blocks = self._blocks("train")
-        longest, block_size = int(blocks.lengths.max()), self.recipe.data.block_size
-        if longest < block_size:
+        available, block_size = self.corpus.splits["train"].num_tokens, self.recipe.data.block_size
+        if available < block_size:
             raise DataError(
-                f"{self.corpus.name}: the longest block of the train split has {longest} tokens, data.block_size is "
-                f"{block_size}: give more text or a smaller block_size"
+                f"{self.corpus.name}: the train split has {available} tokens, data.block_size is {block_size}: "
+                "give more text or a smaller block_size"
             )
-        return blocks
+        return self._blocks("train")
 
     @cached_property
     def valid_data(self) -> Blocks:

@@ -124,8 +124,8 @@ class _Run:
         try:
             with trainer.stop.listening():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except BaseException:
-            self._write_info(status="failed")
+        except BaseException as error:
+            self._write_info(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
         if trainer.stop.reason == "signal":
             self._write_info(status="interrupted")
