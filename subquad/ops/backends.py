@@ -1,6 +1,8 @@
 """Which implementation of an op runs, and why. Each optional dependency is looked at in one place, here."""
 
 import importlib.util
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 
@@ -52,3 +54,12 @@ def explain(device: torch.device | str = "cpu") -> dict[str, str]:
         reasons = [f"not {name}: {obstacle(op, name, device)}" for name in names[: names.index(taken)]]
         lines[op] = "; ".join([taken, *reasons])
     return lines
+
+
+def refuse_second_order(op: str) -> Callable[..., NoReturn]:
+    """The autograd rule of a hand-written backward: it cannot be differentiated again."""
+
+    def refuse(ctx: Any, *gradients: Any) -> NoReturn:
+        raise RuntimeError(f"{op} has gradients of first order only: use backend='reference' to differentiate twice")
+
+    return refuse

@@ -23,7 +23,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from subquad.ops.backends import choose
+from subquad.ops.backends import choose, refuse_second_order
 
 
 def linear_recurrence(
@@ -52,7 +52,7 @@ def linear_recurrence(
         h, shape and dtype of `x`, and the state after the last step (of each sequence), float32 or float64.
 
     Raises:
-        ValueError: If shapes do not fit or the backend cannot run.
+        ValueError: If shapes or dtypes do not fit or the backend cannot run.
     """
     _validate(x, decay, initial_state, phase, cu_seqlens)
     backend = choose("linear_recurrence", backend, x.device)
@@ -62,11 +62,9 @@ def linear_recurrence(
     decay = decay.to(wide)
     if phase is not None:
         phase = phase.to(wide)
-    if x.shape[1] == 1 and cu_seqlens is None:
+    if x.shape[1] == 1 and initial_state is not None and cu_seqlens is None:
         # A decoding step: a few expressions cost less than one call of a registered operator.
-        h = x.squeeze(1).to(wide)
-        if initial_state is not None:
-            h = h + _step(decay.squeeze(1), initial_state, phase)
+        h = _step(decay.squeeze(1), initial_state, phase) + x.squeeze(1).to(wide)
         return h.unsqueeze(1).to(x.dtype), h
     if backend == "reference":
         return _reference(x, decay, initial_state, phase, reverse, cu_seqlens)
@@ -85,6 +83,8 @@ def _validate(
         raise ValueError(f"`x` {kind} recurrence must be {(batch, length, width)}, as `decay`, got {tuple(x.shape)}")
     if phase is not None and tuple(phase.shape) != (dim,):
         raise ValueError(f"`phase` must be ({dim},), got {tuple(phase.shape)}")
+    if not (x.is_floating_point() and decay.is_floating_point()):
+        raise ValueError(f"`x` and `decay` must be real floating-point tensors, got {x.dtype} and {decay.dtype}")
     if cu_seqlens is not None:
         if batch != 1:
             raise ValueError(f"`cu_seqlens` needs batch size 1, got {batch}: flatten the batch first")
@@ -110,13 +110,12 @@ def _step(decay: Tensor, h: Tensor, phase: Tensor | None) -> Tensor:
     """One step without input: decay e^{i·phase} ⊙ h."""
     if phase is None:
         return decay * h
-    return torch.cat([decay, decay], dim=-1) * _turn(h, phase)
+    return torch.cat([decay, decay], dim=-1) * _turn(h, phase.cos(), phase.sin())
 
 
-def _turn(z: Tensor, angles: Tensor) -> Tensor:
-    """Turn complex numbers (..., 2·dim), real parts before imaginary ones, by `angles` (..., dim)."""
+def _turn(z: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn complex numbers (..., 2·dim), real parts before imaginary ones, by angles given as (..., dim)."""
     real, imaginary = z.chunk(2, dim=-1)
-    cos, sin = angles.cos(), angles.sin()
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
 
 
@@ -162,30 +161,25 @@ def _scan_torch(x: Tensor, decay: Tensor, initial_state: Tensor | None, phase: T
         # In a frame that turns along, the recurrence is real. Angles are reduced in float64, or late steps lose theirs.
         steps = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.float64)
         angles = (steps.unsqueeze(-1) * phase.double()).remainder(2 * math.pi).to(decay.dtype)
-        h = _scan_torch(_turn(x, -angles), torch.cat([decay, decay], dim=-1), initial_state, None, False)
-        return _turn(h, angles)
+        cos, sin = angles.cos(), angles.sin()
+        h = _scan_torch(_turn(x, cos, -sin), torch.cat([decay, decay], dim=-1), initial_state, None, False)
+        return _turn(h, cos, sin)
     batch, length, width = x.shape
-    chunk = 1 << max(math.ceil(math.log2(math.sqrt(length))), 0)
+    chunk = 1 << math.ceil(math.log2(length) / 2)
     chunks = -(-length // chunk)
-    padding = (0, 0, 0, chunks * chunk - length)
-    shape = (batch, chunks, chunk, width)
-    x_steps = torch.nn.functional.pad(x, padding).view(shape).unbind(2)
-    decay_steps = torch.nn.functional.pad(decay, padding).view(shape).unbind(2)
-    # All chunks at once, each from a zero state; and how much of the state before a chunk is left at each step.
-    local, kept = x.new_empty(shape), x.new_empty(shape)
-    h, left = x_steps[0], decay_steps[0]
-    local[:, :, 0], kept[:, :, 0] = h, left
+    h, kept = x.new_zeros(2, batch, chunks * chunk, width)
+    h[:, :length], kept[:, :length] = x, decay
+    h, kept = h.view(batch, chunks, chunk, width), kept.view(batch, chunks, chunk, width)
+    # All chunks at once, each from a zero state; and how much of the state before its chunk is left at each step.
     for t in range(1, chunk):
-        h, left = decay_steps[t] * h + x_steps[t], decay_steps[t] * left
-        local[:, :, t], kept[:, :, t] = h, left
-    # The states between chunks, one after another.
-    carry = x.new_zeros(batch, width) if initial_state is None else initial_state
-    carries = []
-    for end, left_at_end in zip(h.unbind(1), left.unbind(1), strict=True):
-        carries.append(carry)
-        carry = left_at_end * carry + end
-    local.addcmul_(kept, torch.stack(carries, dim=1).unsqueeze(2))
-    return local.view(batch, chunks * chunk, width)[:, :length]
+        h[:, :, t].addcmul_(kept[:, :, t], h[:, :, t - 1])
+        kept[:, :, t].mul_(kept[:, :, t - 1])
+    # The state before each chunk, one after another.
+    state = x.new_zeros(batch, width) if initial_state is None else initial_state
+    for i in range(chunks):
+        h[:, i].addcmul_(kept[:, i], state.unsqueeze(1))
+        state = h[:, i, -1]
+    return h.view(batch, chunks * chunk, width)[:, :length]
 
 
 def _ends(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,7 +244,8 @@ def _backward_torch(
         grad_initial[filled] = _step(decay[0, starts], a[0, starts], None if phase is None else -phase)
     if phase is None:
         return a, a * previous, grad_initial, a.new_zeros(0)
-    (v_real, v_imaginary), (p_real, p_imaginary) = _turn(a, -phase).chunk(2, -1), previous.chunk(2, -1)
+    v_real, v_imaginary = _turn(a, phase.cos(), -phase.sin()).chunk(2, -1)
+    p_real, p_imaginary = previous.chunk(2, -1)
     grad_decay = v_real * p_real + v_imaginary * p_imaginary
     grad_phase = (decay * (v_imaginary * p_real - v_real * p_imaginary)).sum((0, 1))
     return a, grad_decay, grad_initial, grad_phase
@@ -349,3 +344,4 @@ def _differentiate(ctx, grad_h, grad_final):
 
 
 _linear_recurrence.register_autograd(_differentiate, setup_context=_save)
+_linear_recurrence_backward.register_autograd(refuse_second_order("linear_recurrence"))

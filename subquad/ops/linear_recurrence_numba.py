@@ -6,16 +6,27 @@ inner loop over channels is contiguous. Real and complex recurrences differ only
 Legend: s sequence, t position, c channel in a block, d number of channels, p previous state, a gradient of the state.
 """
 
+import functools
+from collections.abc import Callable
+
 import numba
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
-BLOCK = 128
+
+def compiled(function: Callable) -> Callable:
+    """Compile for any length and number of threads, and keep the result on disk where there is a place to write."""
+    # Multiplications and additions may be fused; nothing else is reordered, and NaNs stay NaNs.
+    compile_ = functools.partial(numba.njit, parallel=True, fastmath={"contract"})
+    try:
+        return compile_(cache=True)(function)
+    except RuntimeError:
+        return compile_()(function)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@compiled
 def _forward_real(x, decay, initial, rows, starts, stops, reverse, block, h, final):
     d = decay.shape[2]
     blocks = (d + block - 1) // block
@@ -32,7 +43,7 @@ def _forward_real(x, decay, initial, rows, starts, stops, reverse, block, h, fin
         final[s, low:high] = state
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@compiled
 def _backward_real(
     grad_h, grad_final, h, decay, initial, rows, starts, stops, reverse, block, grad_x, grad_decay, grad_initial
 ):
@@ -57,7 +68,7 @@ def _backward_real(
         grad_initial[s, low:high] = a
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@compiled
 def _forward_complex(x, decay, initial, cos, sin, rows, starts, stops, reverse, block, h, final):
     d = decay.shape[2]
     blocks = (d + block - 1) // block
@@ -82,7 +93,7 @@ def _forward_complex(x, decay, initial, cos, sin, rows, starts, stops, reverse, 
         final[s, d + low : d + high] = im
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@compiled
 def _backward_complex(
     grad_h,
     grad_final,
@@ -144,11 +155,11 @@ def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> tuple[np.ndarray, np.nda
 
 
 def _block(num_sequences: int, dim: int) -> int:
-    """Channels of a task: as many as leave every thread work, in steps that fill vector registers."""
+    """Channels of a task: as many as leave every thread work, in steps that fill vector registers and cache lines."""
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     numba.set_num_threads(threads)
     share = -(-dim * num_sequences // threads)
-    return max(BLOCK, -(-min(share, dim) // 16) * 16)
+    return max(1, min(dim, -(-share // 32) * 32))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -173,8 +184,7 @@ def forward(
     if phase is None:
         _forward_real(*arrays, *walk)
     else:
-        arrays += [_array(phase.cos()), _array(phase.sin())]
-        _forward_complex(*arrays, *walk)
+        _forward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk)
     return h, final
 
 
@@ -201,7 +211,5 @@ def backward(
         return grad_x, grad_decay, grad_initial, decay.new_empty(0)
     # One row for each sequence, added up at the end: no two tasks write to the same place.
     grad_phase = decay.new_zeros(len(rows), decay.shape[2])
-    arrays += [_array(phase.cos()), _array(phase.sin())]
-    walk.append(grad_phase.numpy())
-    _backward_complex(*arrays, *walk)
+    _backward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk, grad_phase.numpy())
     return grad_x, grad_decay, grad_initial, grad_phase.sum(0)

@@ -2,19 +2,25 @@
 
     y[i] = Σ_j kernel[center + i − j] x[j]
 
-Layout: x (batch, length, dim), kernel (lags, dim). Precision: float64 in float64; everything else is computed in
-float32, and y has the dtype of x. Cost: n log n in the length (FFT), n for one output.
+Layout: x (batch, length, dim), kernel (lags, dim). A view x of a contiguous (batch, dim, length) tensor is transformed
+without a copy, and y is such a view. Precision: float64 in float64; everything else is computed in float32, y has the
+dtype of x. Cost: n log n in the length (FFT), n for each output where there are only a few.
 
-| backend   | what it is                                      | gradients |
-| reference | the Toeplitz matrix, gathered and multiplied    | x, kernel (autograd, any order) |
-| torch     | real FFT over a contiguous axis                 | x, kernel (hand-written, first order) |
+| backend   | what it is                                         | gradients |
+| reference | the Toeplitz matrix, gathered and multiplied       | x, kernel (autograd, any order) |
+| torch     | real FFT over a contiguous axis                    | x, kernel (hand-written, first order) |
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subquad.ops.backends import choose
+from subquad.ops.backends import choose, refuse_second_order
+
+FEW_OUTPUTS = 4
+"""Up to so many outputs are computed one by one: measured faster than transforms from 4 to 4096 inputs."""
 
 
 def toeplitz(
@@ -24,8 +30,8 @@ def toeplitz(
 
     Args:
         x: (batch, length, dim).
-        kernel: (lags, dim); row `center` belongs to lag 0, later rows to positive lags (a past input, a present
-            output). Lags outside the kernel are zero.
+        kernel: (lags, dim); row `center` belongs to lag 0, later rows to positive lags: a past input on a present
+            output. Lags outside the kernel are zero.
         center: Row of lag 0: 0 for a causal kernel, length − 1 for one over all lags −(length − 1) … length − 1.
         num_outputs: Compute the outputs of the last so many positions only; default all.
         backend: "auto", "reference" or "torch".
@@ -34,12 +40,14 @@ def toeplitz(
         y (batch, num_outputs, dim), dtype of `x`.
 
     Raises:
-        ValueError: If shapes do not fit or the backend cannot run.
+        ValueError: If shapes or dtypes do not fit or the backend cannot run.
     """
     if x.ndim != 3 or x.shape[1] == 0:
         raise ValueError(f"`x` must be (batch, length, dim) with length > 0, got {tuple(x.shape)}")
     if kernel.ndim != 2 or kernel.shape[1] != x.shape[2] or kernel.shape[0] == 0:
         raise ValueError(f"`kernel` must be (lags, {x.shape[2]}) with lags > 0, got {tuple(kernel.shape)}")
+    if not (x.is_floating_point() and kernel.is_floating_point()):
+        raise ValueError(f"`x` and `kernel` must be real floating-point tensors, got {x.dtype} and {kernel.dtype}")
     if not 0 <= center < kernel.shape[0]:
         raise ValueError(f"`center` must be a row of the kernel, 0 … {kernel.shape[0] - 1}, got {center}")
     length = x.shape[1]
@@ -51,15 +59,19 @@ def toeplitz(
     # Lags beyond the sequence meet no input.
     first = max(center - length + 1, 0)
     kernel, center = kernel[first : center + length], center - first
-    if backend == "reference":
+    if backend == "reference" or x.numel() == 0:
         return _reference(x, kernel, center, num_outputs)
     if num_outputs == 1:
-        return _last_output(x, kernel, center)
+        # A decoding step: calling a registered operator would cost as much again.
+        return _dot_products(x, kernel, center, 1)
     return _toeplitz(x, kernel, center, num_outputs)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
 
 
 def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
@@ -68,35 +80,57 @@ def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tens
     rows = center + i.unsqueeze(1) - torch.arange(length, device=x.device)
     matrix = kernel[rows.clamp(0, len(kernel) - 1)].to(_accumulator(x))
     matrix = matrix * ((rows >= 0) & (rows < len(kernel))).unsqueeze(-1)
-    return torch.einsum("ijd,bjd->bid", matrix, x.to(matrix.dtype)).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("ijd,bjd->bid", matrix, x.to(matrix.dtype)).to(x.dtype)
 
 
-def _last_output(x: Tensor, kernel: Tensor, center: int) -> Tensor:
-    """One dot product per channel over the inputs, for a decoding step: no transform, no operator call."""
-    taps = kernel[center:].flip(0).to(_accumulator(x))
-    return (x[:, -len(taps) :].to(taps.dtype) * taps).sum(1, keepdim=True).to(x.dtype)
+# --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def _transform_length(length: int, lags: int, first: int, num_outputs: int) -> int:
-    """Smallest convenient transform whose wrap-around does not reach the outputs `first` … of the full convolution."""
-    needed = max(first + num_outputs, length + lags - 1 - first, lags)
-    size = 1
-    while size < needed:
-        size *= 2
-    # Half as many 5-smooth steps in between are worth their slower radices; more are not.
-    return size * 3 // 4 if size >= 64 and size * 3 // 4 >= needed else size
+def _dot_products(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
+    """Each output as one sum over its inputs."""
+    length, lags = x.shape[1], kernel.shape[0]
+    taps = kernel.flip(0).to(_accumulator(x))
+    outputs = []
+    for i in range(length - num_outputs, length):
+        start, stop = max(center + i - lags + 1, 0), min(center + i + 1, length)
+        offset = lags - 1 - center - i
+        outputs.append((x[:, start:stop].to(taps.dtype) * taps[offset + start : offset + stop]).sum(1))
+    return torch.stack(outputs, dim=-1).transpose(1, 2).to(x.dtype)
 
 
-def _spectrum(x: Tensor, size: int) -> Tensor:
-    """Real FFT over time of (..., length, dim) as (..., dim, frequencies); a transposed view costs no copy."""
-    return torch.fft.rfft(x.to(_accumulator(x)).transpose(-1, -2).contiguous(), n=size)
+@functools.cache
+def _smooth_length(minimum: int) -> int:
+    """The smallest multiple of 8 from `minimum` on without prime factors over 5; odd lengths are far slower."""
+    eighth = -(-minimum // 8)
+    while True:
+        rest = eighth
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return 8 * eighth
+        eighth += 1
+
+
+def _layout(length: int, lags: int, center: int, num_outputs: int) -> tuple[int, int]:
+    """Where the outputs begin in the full convolution, and a transform whose wrap-around does not reach them."""
+    first = center + length - num_outputs
+    return first, _smooth_length(max(center + length, length + lags - 1 - first))
+
+
+def _spectrum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Real FFT over time of (..., length, dim) as (..., dim, frequencies)."""
+    return torch.fft.rfft(x.to(dtype).transpose(-1, -2).contiguous(), n=size)
 
 
 @torch.library.custom_op("subquad::toeplitz", mutates_args=())
 def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
-    first = center + x.shape[1] - num_outputs
-    size = _transform_length(x.shape[1], kernel.shape[0], first, num_outputs)
-    product = _spectrum(x, size).mul_(_spectrum(kernel.to(_accumulator(x)), size))
+    if num_outputs <= FEW_OUTPUTS:
+        return _dot_products(x, kernel, center, num_outputs)
+    dtype = _accumulator(x)
+    first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
+    product = _spectrum(x, size, dtype).mul_(_spectrum(kernel, size, dtype))
     y = torch.fft.irfft(product, n=size)[..., first : first + num_outputs]
     return y.to(x.dtype, memory_format=torch.contiguous_format, copy=True).transpose(1, 2)
 
@@ -108,14 +142,12 @@ def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
 
 @torch.library.custom_op("subquad::toeplitz_backward", mutates_args=())
 def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
-    num_outputs = gradient.shape[1]
-    first = center + x.shape[1] - num_outputs
-    size = _transform_length(x.shape[1], kernel.shape[0], first, num_outputs)
-    padded = gradient.to(_accumulator(x)).transpose(1, 2)
-    incoming = torch.fft.rfft(F.pad(padded, (first, size - first - num_outputs)))
+    dtype, num_outputs = _accumulator(x), gradient.shape[1]
+    first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
+    incoming = torch.fft.rfft(F.pad(gradient.to(dtype).transpose(1, 2), (first, size - first - num_outputs)))
     # Spectra are computed again rather than kept: they are twice the size of x.
-    by_kernel = (incoming * _spectrum(x, size).conj_physical_()).sum(0)
-    by_x = incoming.mul_(_spectrum(kernel.to(_accumulator(x)), size).conj_physical_())
+    by_kernel = (incoming * _spectrum(x, size, dtype).conj_physical_()).sum(0)
+    by_x = incoming.mul_(_spectrum(kernel, size, dtype).conj_physical_())
     grad_x = torch.fft.irfft(by_x, n=size)[..., : x.shape[1]]
     grad_kernel = torch.fft.irfft(by_kernel, n=size)[..., : kernel.shape[0]]
     return (
@@ -143,3 +175,4 @@ def _differentiate(ctx, gradient):
 
 
 _toeplitz.register_autograd(_differentiate, setup_context=_save)
+_toeplitz_backward.register_autograd(refuse_second_order("toeplitz"))

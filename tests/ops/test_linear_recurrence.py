@@ -192,11 +192,60 @@ def test_compiles_with_inductor():
         assert_close(compiled(x, decay), model(x, decay))
 
 
+def test_exports_with_any_length():
+    class Scan(torch.nn.Module):
+        def forward(self, x, decay):
+            return linear_recurrence(x, decay)
+
+    length = torch.export.Dim("length", max=4096)
+    a = make(2, 24, 3, dtype=torch.float32)
+    example = (a["x"].detach(), a["decay"].detach())
+    program = torch.export.export(Scan(), example, dynamic_shapes={"x": {1: length}, "decay": {1: length}})
+    for n in (2, 3, 100):
+        a = make(2, n, 3, dtype=torch.float32)
+        for actual, expected in zip(
+            program.module()(a["x"], a["decay"]), linear_recurrence(a["x"], a["decay"]), strict=True
+        ):
+            assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("batch", "dim"), [(0, 3), (2, 0)])
+def test_nothing_to_compute(batch, dim, backend):
+    arguments = make(batch, 9, dim, complex_=True)
+    result = run(arguments, backend=backend)
+    assert result["h"].shape == arguments["x"].shape
+    assert torch.equal(result["gradient of phase"], torch.zeros(dim, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_autocast_changes_nothing(backend):
+    a = make(2, 30, 3, dtype=torch.float32)
+    expected = linear_recurrence(a["x"], a["decay"], backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = linear_recurrence(a["x"], a["decay"], backend=backend)
+    assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
+
+
+def test_numba_needs_no_place_for_its_cache(monkeypatch):
+    numba = pytest.importorskip("numba")
+    from subquad.ops.linear_recurrence_numba import compiled
+
+    def njit(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'f': no locator available")
+        return original(**options)
+
+    original = numba.njit
+    monkeypatch.setattr(numba, "njit", njit)
+    assert compiled(lambda x: x + 1).py_func(1) == 2
+
+
 def test_a_second_derivative_is_refused():
     a = make(1, 8, 2)
     h, _ = linear_recurrence(a["x"], a["decay"], backend="torch")
     (gradient,) = torch.autograd.grad(h.square().sum(), a["x"], create_graph=True)
-    with pytest.raises(RuntimeError, match="linear_recurrence_backward"):
+    with pytest.raises(RuntimeError, match="gradients of first order only: use backend='reference'"):
         gradient.sum().backward()
 
 
@@ -240,6 +289,7 @@ def test_golden_numbers(path, backend):
         ({"x": torch.ones(2, 0, 3), "decay": torch.ones(2, 0, 3)}, "length > 0"),
         ({"phase": torch.ones(3)}, r"of a complex recurrence must be \(2, 4, 6\)"),
         ({"initial_state": torch.ones(3, 3)}, r"`initial_state` must be \(2, 3\), got \(3, 3\)"),
+        ({"x": torch.ones(2, 4, 3, dtype=torch.int64)}, "real floating-point tensors, got torch.int64"),
         ({"cu_seqlens": torch.tensor([0, 4])}, "flatten the batch first"),
         ({"backend": "cuda"}, "unknown backend 'cuda'"),
         ({"backend": "triton"}, "no triton implementation yet: use one of numba, torch, reference"),

@@ -90,6 +90,22 @@ def test_gradcheck_of_the_reference():
     assert torch.autograd.gradcheck(lambda x, k: toeplitz(x, k, center=3, backend="reference"), (x, kernel))
 
 
+@pytest.mark.parametrize(("batch", "dim"), [(0, 3), (2, 0)])
+def test_nothing_to_multiply(batch, dim):
+    x, kernel = make(batch, 9, dim, 9)
+    y, grad_x, grad_kernel = run(x, kernel)
+    assert y.shape == grad_x.shape == x.shape
+    assert torch.equal(grad_kernel, torch.zeros_like(kernel))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_autocast_changes_nothing(backend):
+    x, kernel = make(2, 30, 3, 30, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = toeplitz(x, kernel, backend=backend)
+    assert torch.equal(y, toeplitz(x, kernel, backend=backend))
+
+
 def test_the_registered_operator_is_sound():
     x, kernel = make(2, 9, 3, 17)
     torch.library.opcheck(torch.ops.subquad.toeplitz.default, (x, kernel, 8, 9))
@@ -112,10 +128,23 @@ def test_compiles_with_inductor():
             assert_close(a, b)
 
 
+def test_exports_with_any_length():
+    class Causal(torch.nn.Module):
+        def forward(self, x, kernel):
+            return toeplitz(x, kernel)
+
+    length = torch.export.Dim("length", max=4096)
+    example = tuple(t.detach() for t in make(2, 24, 3, 24, torch.float32))
+    program = torch.export.export(Causal(), example, dynamic_shapes={"x": {1: length}, "kernel": {0: length}})
+    for n in (2, 3, 100):
+        x, kernel = make(2, n, 3, n, torch.float32)
+        assert_close(program.module()(x, kernel), toeplitz(x, kernel))
+
+
 def test_a_second_derivative_is_refused():
     x, kernel = make(1, 8, 2, 8)
     (gradient,) = torch.autograd.grad(toeplitz(x, kernel).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="toeplitz_backward"):
+    with pytest.raises(RuntimeError, match="toeplitz has gradients of first order only: use backend='reference'"):
         gradient.sum().backward()
 
 
@@ -133,3 +162,8 @@ def test_a_second_derivative_is_refused():
 def test_errors(x, kernel, options, message):
     with pytest.raises(ValueError, match=message):
         toeplitz(torch.ones(x), torch.ones(kernel), **options)
+
+
+def test_only_real_numbers():
+    with pytest.raises(ValueError, match=r"real floating-point tensors, got torch.int64 and torch.float32"):
+        toeplitz(torch.ones(2, 4, 3, dtype=torch.int64), torch.ones(4, 3))
