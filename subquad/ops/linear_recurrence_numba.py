@@ -7,6 +7,7 @@ Legend: s sequence, t position, c channel in a block, d number of channels, p pr
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import numba
@@ -156,10 +157,17 @@ def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> tuple[np.ndarray, np.nda
 
 def _block(num_sequences: int, dim: int) -> int:
     """Channels of a task: as many as leave every thread work, in steps that fill vector registers and cache lines."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
-    share = -(-dim * num_sequences // threads)
+    share = -(-dim * num_sequences // torch.get_num_threads())
     return max(1, min(dim, -(-share // 32) * 32))
+
+
+def _run(loop: Callable[..., None], *arguments: list) -> None:
+    """Run a compiled loop on as many threads as torch uses; starting numba's threads must not change that number."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    loop(*itertools.chain(*arguments))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -182,9 +190,9 @@ def forward(
     walk: list = [rows, starts, stops, reverse, block, h.numpy(), final.numpy()]
     arrays: list = [_array(x.to(decay.dtype)), _array(decay), _array(initial)]
     if phase is None:
-        _forward_real(*arrays, *walk)
+        _run(_forward_real, arrays, walk)
     else:
-        _forward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk)
+        _run(_forward_complex, arrays, [_array(phase.cos()), _array(phase.sin())], walk)
     return h, final
 
 
@@ -207,9 +215,9 @@ def backward(
     arrays: list = [_array(tensor) for tensor in (grad_h, grad_final, h, decay, initial)]
     walk: list = [rows, starts, stops, reverse, block, grad_x.numpy(), grad_decay.numpy(), grad_initial.numpy()]
     if phase is None:
-        _backward_real(*arrays, *walk)
+        _run(_backward_real, arrays, walk)
         return grad_x, grad_decay, grad_initial, decay.new_empty(0)
     # One row for each sequence, added up at the end: no two tasks write to the same place.
     grad_phase = decay.new_zeros(len(rows), decay.shape[2])
-    _backward_complex(*arrays, _array(phase.cos()), _array(phase.sin()), *walk, grad_phase.numpy())
+    _run(_backward_complex, arrays, [_array(phase.cos()), _array(phase.sin())], [*walk, grad_phase.numpy()])
     return grad_x, grad_decay, grad_initial, grad_phase.sum(0)

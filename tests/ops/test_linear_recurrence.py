@@ -1,6 +1,8 @@
 """Every backend of the linear recurrence against its reference, and against numbers of the original code."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -239,6 +241,14 @@ def test_numba_needs_no_place_for_its_cache(monkeypatch):
     original = numba.njit
     monkeypatch.setattr(numba, "njit", njit)
     assert compiled(lambda x: x + 1).py_func(1) == 2
+
+
+def test_threads_of_torch_are_left_alone():
+    script = (
+        "import torch; torch.set_num_threads(1); from subquad.ops import linear_recurrence as run; "
+        "x = torch.rand(2, 9, 8); run(x, x); print(torch.get_num_threads())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "1"
 
 
 def test_a_second_derivative_is_refused():
