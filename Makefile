@@ -35,7 +35,7 @@ demo: install
 	    $(BIN)/subquad extrapolate $(DEMO)/$$recipe --lengths 256,512,1024,2048,4096 || exit 1; \
 	    echo; $(BIN)/subquad generate $(DEMO)/$$recipe --prompt 'The function returns' --max-new-tokens 200 --temperature 0.8 || exit 1; echo; \
 	done
-	$(BIN)/subquad compare $(addprefix $(DEMO)/,$(RECIPES)) --output $(DEMO)/comparison
+	@$(BIN)/subquad compare $(addprefix $(DEMO)/,$(RECIPES)) --output $(DEMO)/comparison
 
 test: install-dev
 	$(PYTEST)

@@ -215,9 +215,17 @@ def compare(
     ] = True,
 ) -> None:
     """Put runs side by side on one page that works offline."""
+    import csv
+
     from subquad.evaluation import compare
 
-    typer.echo(compare(runs, output, measure=measure, progress=lambda text: typer.echo(text, err=True)))
+    page = compare(runs, output, measure=measure, progress=lambda text: typer.echo(text, err=True))
+    with page.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        results = list(csv.DictReader(file))
+    figures = [key for key in results[0] if key not in ("run", "folder", "vocabulary", "data_fingerprint")]
+    rows = [[key, *(_number(float(r[key]) if r[key] else None, ",.5g") for r in results)] for key in figures]
+    _print_table(["", *(result["run"] for result in results)], rows)
+    typer.echo(page)
 
 
 recipes = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="List the recipes, or show one.")
