@@ -223,7 +223,7 @@ def compare(
     with page.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
         results = list(csv.DictReader(file))
     figures = [key for key in results[0] if key not in ("run", "folder", "vocabulary", "data_fingerprint")]
-    rows = [[key, *(_number(float(r[key]) if r[key] else None, ",.5g") for r in results)] for key in figures]
+    rows = [[key, *(_figure(result[key]) for result in results)] for key in figures]
     _print_table(["", *(result["run"] for result in results)], rows)
     typer.echo(page)
 
@@ -300,6 +300,11 @@ def _lengths(text: str) -> list[int]:
 
 def _number(value: float | None, format: str) -> str:
     return "–" if value is None else f"{value:{format}}"
+
+
+def _figure(text: str) -> str:
+    value = float(text) if text else None
+    return _number(value, ",.0f" if value is not None and value >= 1000 else ".4g")
 
 
 def _print_table(head: list[str], rows: list[list[str]]) -> None:

@@ -156,7 +156,7 @@ class Run:
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
         try:
             # Sizes that differ are refused below, with names, as all weights that do not fit.
-            with _quiet_transformers():
+            with quiet_transformers():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     self.folder,
                     use_safetensors=True,
@@ -238,7 +238,7 @@ def _usable(device: torch.device | str | None) -> torch.device:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without progress bars and reports; what matters in them becomes an error."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

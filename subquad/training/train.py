@@ -21,6 +21,7 @@ from subquad._version import __version__
 from subquad.data import load_tokenizer
 from subquad.data.sources import DataValue
 from subquad.evaluation.files import written
+from subquad.evaluation.runs import quiet_transformers
 from subquad.registry import unknown_name
 from subquad.training.checkpoints import KEPT, last_complete, step_of
 from subquad.training.optimizer import OPTIMIZERS
@@ -79,15 +80,10 @@ def train(
     resolved.data.source = _absolute(resolved.data.source)
     _check(resolved)
 
-    logging = transformers.logging
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        return _Run(folder, resolved, is_resumed=resume is not None).train()
+        with quiet_transformers():
+            return _Run(folder, resolved, is_resumed=resume is not None).train()
     finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
         if torch.distributed.is_initialized() and num_devices() > 1:
             torch.distributed.destroy_process_group()
 
