@@ -1,4 +1,4 @@
-"""Reading what others wrote: published checkpoints and fairseq's data folders. Nothing else imports it."""
+"""Reading the checkpoints that others wrote. Nothing else imports it."""
 
 from subquad.compat import hgrn, tnn, transformer
 from subquad.compat.reference import from_reference

@@ -82,7 +82,7 @@ def missing_split(name: str, split: str, present: Iterable[str]) -> DataError:
 
 
 def is_databin(path: str | Path) -> bool:
-    """Whether a folder holds ids that fairseq's preprocessing made (`subquad.compat.fairseq_data` reads them)."""
+    """Whether a folder holds ids that fairseq's preprocessing made (`subquad.data.fairseq` reads them)."""
     return any((Path(path) / f"{split}.idx").is_file() for split in SPLITS)
 
 

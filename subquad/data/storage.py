@@ -164,7 +164,7 @@ def prepare(
         DataError: The data cannot be read, is empty, does not match the tokenizer, or the disk is full.
     """
     if isinstance(data, str | Path) and is_databin(data):
-        from subquad.compat.fairseq_data import open_databin
+        from subquad.data.fairseq import open_databin
 
         return open_databin(data, tokenizer)
     source = data if isinstance(data, Source) else open_source(data, text_column=text_column)
