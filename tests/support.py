@@ -20,7 +20,7 @@ def error_ratio(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def assert_close(
     actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None, name: str = "tensor"
 ) -> None:
-    """Hold shapes equal, values finite, and the error ratio below the tolerance of `dtype` (default: that of `actual`)."""
+    """Hold shapes equal, values finite, and the error ratio below the tolerance of `dtype`, by default `actual`'s."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if actual.numel() == 0:
         return

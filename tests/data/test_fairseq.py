@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import shared
 
-from subquad.data.fairseq import open_databin, read_indexed
 from subquad.data import Blocks, DataError, build_tokenizer, prepare
 from subquad.data.dictionary import BOS, EOS, PAD, UNK, Dictionary
+from subquad.data.fairseq import open_databin, read_indexed
 from subquad.data.sources import is_databin
 
 
