@@ -108,7 +108,10 @@ def test_compare(call, run, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "measure_run", None)
     result = call("compare", run, other, "--output", tmp_path / "page", "--no-measure")
     assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(tmp_path / "page" / "comparison.html")
+    *table, page = result.stdout.splitlines()
+    assert page == str(tmp_path / "page" / "comparison.html")
+    assert table[0].split() == ["run", "other"]
+    assert any(line.startswith("perplexity ") for line in table)
     assert (tmp_path / "page" / "comparison.csv").is_file()
 
 

@@ -38,9 +38,16 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         ValueError: An argument is out of range.
 
     Example:
-        >>> blocks = Blocks(corpus.splits["train"], 512)
-        >>> blocks[0]["input_ids"].shape
-        torch.Size([512])
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from subquad.data import Blocks, build_tokenizer, prepare
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     text = Path(folder) / "train.txt"
+        ...     _ = text.write_text("to be or not to be")
+        ...     corpus = prepare(text, build_tokenizer("bytes"), cache_dir=folder, progress=False)
+        ...     blocks = Blocks(corpus.splits["train"], 8)
+        ...     len(blocks), blocks[0]["input_ids"].shape
+        (3, torch.Size([8]))
     """
 
     def __init__(

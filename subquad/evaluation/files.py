@@ -12,8 +12,11 @@ def written(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed to `path` when the block ends without an error.
 
     Example:
-        >>> with written(folder / "metrics.json") as temporary:
-        ...     temporary.write_text("{}")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written(Path(folder) / "metrics.json") as temporary:
+        ...         _ = temporary.write_text("{}")
+        ...     os.listdir(folder)
+        ['metrics.json']
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         temporary = Path(folder) / path.name
