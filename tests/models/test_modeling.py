@@ -219,6 +219,8 @@ def test_a_cache_made_by_the_user():
     model(ids[:, :4], past_key_values=cache, use_cache=True)
     assert cache.get_seq_length() == 4
     cache.reset()
+    if cache.get_seq_length():  # transformers 5.17 fills a reset cache with zeros, newer ones empty it
+        cache = DynamicCache(config=model.config)
     assert_close(model(ids, past_key_values=cache, use_cache=True).logits, model(ids).logits)
 
 
