@@ -1,4 +1,4 @@
-# make demo: the main job on real text, from nothing.   make test: everything CI holds us to.
+# make demo: the main job on real text, from nothing.   make test: the tests (CI adds lint, types, smoke).
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?= --constraint constraints-cpu.txt
