@@ -66,7 +66,7 @@ def published(model: SubquadForCausalLM) -> SubquadForCausalLM:
     """The same weights in the published formulation."""
     model = copy.deepcopy(model)
     for block in model.model.layers:
-        block.token_mixer.tno = PublishedToeplitz(block.token_mixer.tno)
+        block.token_mixer.operator = PublishedToeplitz(block.token_mixer.operator)
         block.token_norm = block.channel_norm = PublishedNorm()
     return model
 

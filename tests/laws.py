@@ -4,6 +4,7 @@ A mixer registered with `register_mixer` is tested by that alone, with its defau
 own are listed in VARIANTS.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,16 +21,27 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"decay": None, "norm": "rmsnorm", "rpe_activation": "silu", "rpe_residual": True},
         {"learn_decay": True, "decay": 0.8, "kernel_activation": "2+elu", "bias": False},
     ],
+    "tno_2d": [{}, {"combine": "sum", "norm": "layernorm"}],
     "hgru": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}],
     "softmax": [{}, {"num_heads": 2, "rotary": True}],
 }
 
 
-def variants() -> Iterator[dict[str, Any]]:
-    """Every registered mixer with every set of options that is tested."""
-    for name in MIXERS:
+GRID = {"height": 3, "width": 4}
+
+
+def is_grid(name: str) -> bool:
+    """Whether a registered mixer works on grids."""
+    return "height" in inspect.signature(MIXERS[name]).parameters
+
+
+def variants(*, grid: bool = False) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Every registered mixer with every set of options that is tested, and each of its directions."""
+    for name, mixer in MIXERS.items():
         for options in VARIANTS.get(name, [{}]):
-            yield {"type": name, **options}
+            if is_grid(name) == grid:
+                for causal in mixer.directions:
+                    yield {"type": name, **options, **(GRID if grid else {})}, causal
 
 
 class Subject:

@@ -168,7 +168,7 @@ def _operator_names(norm_type: str, layers: int) -> Rules:
         (rf"\brpe\.norms\.{layers}\.", "rpe.out.0."),
         (r"\brpe\.norms\.(\d+)\.", r"rpe.layers.\1.0."),
         (r"\brpe\.output_proj\.", "rpe.out.2."),
-        (r"\btno\.decay(_logit)?$", "tno.gamma"),
+        (r"\b(tno|operator)\.decay(_logit)?$", "tno.gamma"),
     ]
 
 
@@ -176,7 +176,7 @@ def _unit_names(norm_type: str, layers: int) -> Rules:
     """Names inside a unit, once those of a channel mixer beside it are gone."""
     return [
         *_operator_names(norm_type, layers),
-        (r"\btno\.", "toep."),
+        (r"\b(tno|operator)\.", "toep."),
         (r"\bgate_proj\.", "u_proj."),
         (r"\binput_proj\.", "v_proj."),
         (r"\boutput_proj\.", "o."),
@@ -255,7 +255,7 @@ def _extend(unit: GTU, options: dict[str, Any], legacy: dict[str, Any]) -> GTU:
     """Give a unit the published operator where ours does not do."""
     if legacy != PLAIN:
         operator = {key: value for key, value in options.items() if key in inspect.signature(TNO).parameters}
-        unit.tno = PublishedTNO(unit.tno.dim, unit.causal, rpe_bias=options["bias"], **operator, **legacy)
+        unit.operator = PublishedTNO(unit.operator.dim, unit.causal, rpe_bias=options["bias"], **operator, **legacy)
     return unit
 
 
@@ -466,9 +466,9 @@ def _fairseq_unit(args: dict[str, Any], options: dict[str, Any], legacy: dict[st
     if functions["act_fun"]:
         unit.activation = functions["act_fun"]
     if functions["rpe_act"]:
-        unit.tno.rpe.activation = functions["rpe_act"]
+        unit.operator.rpe.activation = functions["rpe_act"]
     if functions["act_type"]:
-        unit.tno.kernel_activation = _of_each_head(functions["act_type"], args["decoder_attention_heads"])
+        unit.operator.kernel_activation = _of_each_head(functions["act_type"], args["decoder_attention_heads"])
     return unit
 
 

@@ -3,10 +3,11 @@
 from subquad.mixers.base import MIXERS, Mixer, State, build_mixer, register_mixer
 from subquad.mixers.hgru import HGRU
 from subquad.mixers.softmax import SoftmaxAttention
-from subquad.mixers.tno import GTU, TNO
+from subquad.mixers.tno import GTU, GTU2D, TNO
 
 __all__ = [
     "GTU",
+    "GTU2D",
     "HGRU",
     "MIXERS",
     "TNO",

@@ -30,11 +30,21 @@ class Mixer(nn.Module):
     state_type: ClassVar[str]
     """What a causal mixer's state is: "recurrent", tensors (batch, ...) of fixed size, or "growing", two tensors
     (batch, heads, stored, features) with an entry for each token so far."""
+    directions: ClassVar[tuple[bool, ...]] = (True, False)
+    """The values of `causal` that this kind has."""
+    auxiliary_losses: ClassVar[tuple[str, ...]] = ()
+    """Names of the losses that `mix` adds in training, see `add_auxiliary_loss`."""
+    grid: tuple[int, int] | None = None
+    """Height and width of the grid that a 2-D mixer works on; its sequences are grids, row after row."""
 
     def __init__(self, dim: int, causal: bool = True):
         super().__init__()
+        if causal not in self.directions:
+            missing, other = ("causal", "bidirectional") if causal else ("bidirectional", "causal")
+            raise ValueError(f"{type(self).__name__} has no {missing} form: use it in a {other} model")
         self.dim = dim
         self.causal = causal
+        self._auxiliary: dict[str, Tensor] = {}
 
     @classmethod
     def shared_module(cls, configs: list[dict[str, Any]], dim: int) -> nn.Module | None:
@@ -79,6 +89,13 @@ class Mixer(nn.Module):
             raise ValueError(f"`x` must be (batch, length, {self.dim}), got {tuple(x.shape)}")
         if x.shape[1] == 0:
             raise ValueError("`x` has length 0: a mixer needs at least one position")
+        if self.grid is not None and cu_seqlens is None:
+            height, width = self.grid
+            if x.shape[1] != height * width:
+                raise ValueError(f"`x` must be a grid of {height} × {width} positions, got {x.shape[1]}")
+            if mask is not None and not mask.all():
+                raise ValueError("a grid holds no padding: every entry of `mask` must be True")
+            mask = None
         if state is not None and not self.causal:
             raise ValueError("a bidirectional mixer has no state: pass the whole sequence at once")
         if cu_seqlens is None:
@@ -105,6 +122,23 @@ class Mixer(nn.Module):
         padded[mask] = x[0]
         y, _ = self.mix(padded, None, mask, **shared)
         return y[mask].unsqueeze(0)
+
+    def add_auxiliary_loss(self, name: str, loss: Tensor) -> None:
+        """Hand a loss to whoever trains the model; `mix` calls it in training mode.
+
+        A model returns the mean over its layers, and adds it to the loss of the task, times the weight that its
+        configuration gives to `name`.
+
+        Args:
+            name: One of `auxiliary_losses`.
+            loss: Scalar.
+        """
+        self._auxiliary[name] = loss
+
+    def take_auxiliary_losses(self) -> dict[str, Tensor]:
+        """What the last call added, by name; empty outside training. A second call returns nothing."""
+        taken, self._auxiliary = self._auxiliary, {}
+        return taken
 
 
 MIXERS: dict[str, type[Mixer]] = {}

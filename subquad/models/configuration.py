@@ -41,6 +41,7 @@ class SubquadConfig(PreTrainedConfig):
         position_offset: Position of the first token (fairseq's published models count from 2).
         max_position_embeddings: Number of learned positions.
         dropout: Probability of dropping entries of the embeddings and of both mixers' outputs.
+        auxiliary_loss_weights: Weight in the training loss of each auxiliary loss that the mixers add, by name.
         causal: Whether positions see only themselves and earlier ones.
         use_cache: Whether `forward` returns a cache when not told.
         pad_token_id: Padding token; its embedding is zero and gets no gradient from the input side.
@@ -72,6 +73,7 @@ class SubquadConfig(PreTrainedConfig):
     position_offset: int = 0
     max_position_embeddings: int | None = None
     dropout: int | float = 0.0
+    auxiliary_loss_weights: dict[str, Any] | None = None
     causal: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -105,6 +107,10 @@ class SubquadConfig(PreTrainedConfig):
                 raise ValueError(unknown_name("norm", name, NORMS))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
+        offered = {name for mixer in self.mixers for name in MIXERS[mixer["type"]].auxiliary_losses}
+        for name in self.auxiliary_loss_weights or {}:
+            if name not in offered:
+                raise ValueError(f"{unknown_name('auxiliary loss', name, offered)} (what the mixers of this model add)")
         self.layer_types = [CACHE_LAYERS[MIXERS[mixer["type"]].state_type] for mixer in self.layer_mixers]
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings and self.embedding_dim != self.output_dim:

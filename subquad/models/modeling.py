@@ -1,6 +1,7 @@
 """The backbone, embedding + N × block(token mixer, channel mixer), and its heads."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Block(GradientCheckpointingLayer):
 
     def forward(
         self, x: Tensor, state: State | None = None, shared: dict[str, Tensor] | None = None, **masks: Tensor | None
-    ) -> tuple[Tensor, State | None]:
+    ) -> tuple[Tensor, State | None, dict[str, Tensor]]:
         """Run the block.
 
         Args:
@@ -46,12 +47,13 @@ class Block(GradientCheckpointingLayer):
             **masks: `mask` and `cu_seqlens` of the token mixer.
 
         Returns:
-            y (batch, length, dim) and the token mixer's state.
+            y (batch, length, dim), the token mixer's state, and the auxiliary losses that it added.
         """
         mixed, state = self.token_mixer(self._before(self.token_norm, x), state, **masks, **(shared or {}))
         x = self._after(self.token_norm, x, self.dropout(mixed))
         mixed = self.channel_mixer(self._before(self.channel_norm, x))
-        return self._after(self.channel_norm, x, self.dropout(mixed)), state
+        y = self._after(self.channel_norm, x, self.dropout(mixed))
+        return y, state, self.token_mixer.take_auxiliary_losses()
 
     def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x) if self.norm_position == "pre" else x
@@ -86,6 +88,13 @@ class SubquadPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()
+
+
+@dataclass
+class BackboneOutput(BaseModelOutputWithPast):
+    """What the backbone returns, see `SubquadModel.forward`."""
+
+    auxiliary_losses: dict[str, Tensor] | None = None
 
 
 class SubquadModel(SubquadPreTrainedModel):
@@ -133,7 +142,7 @@ class SubquadModel(SubquadPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BackboneOutput:
         """Run the backbone.
 
         Args:
@@ -148,7 +157,8 @@ class SubquadModel(SubquadPreTrainedModel):
             **kwargs: Ignored; transformers passes some.
 
         Returns:
-            `last_hidden_state` (batch, length, output_size), `past_key_values`, `hidden_states`.
+            `last_hidden_state` (batch, length, output_size), `past_key_values`, `hidden_states`, and in training mode
+            `auxiliary_losses`, the mean over the layers that add one, by name.
 
         Raises:
             ValueError: If arguments exclude each other.
@@ -170,11 +180,14 @@ class SubquadModel(SubquadPreTrainedModel):
 
         shared = {kind: iter(module()) for kind, module in self.shared.items()}
         hidden_states = (x,) if output_hidden_states else None
+        auxiliary: dict[str, list[Tensor]] = {}
         for index, (block, mixer) in enumerate(zip(self.layers, self.config.layer_mixers, strict=True)):
             state_type = MIXERS[mixer["type"]].state_type
             state = None if past_key_values is None else read_state(past_key_values, index, state_type)
             own = next(shared[mixer["type"]]) if mixer["type"] in shared else None
-            x, state = block(x, state, own, mask=mask, cu_seqlens=cu_seqlens)
+            x, state, added = block(x, state, own, mask=mask, cu_seqlens=cu_seqlens)
+            for loss_name, loss in added.items():
+                auxiliary.setdefault(loss_name, []).append(loss)
             if use_cache:
                 assert past_key_values is not None
                 assert state is not None
@@ -184,8 +197,11 @@ class SubquadModel(SubquadPreTrainedModel):
         x = self.final_norm(x)
         if self.project_out is not None:
             x = self.project_out(x)
-        return BaseModelOutputWithPast(
-            last_hidden_state=x, past_key_values=past_key_values if use_cache else None, hidden_states=hidden_states
+        return BackboneOutput(
+            last_hidden_state=x,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=hidden_states,
+            auxiliary_losses={name: torch.stack(losses).mean() for name, losses in auxiliary.items()} or None,
         )
 
     def _embed(self, embeddings: Tensor, positions: Tensor) -> Tensor:
@@ -286,7 +302,8 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
             **kwargs: Ignored; transformers passes some.
 
         Returns:
-            `loss` (nats per token), `logits` (batch, kept, vocab_size), `past_key_values`, `hidden_states`.
+            `loss` (nats per token, in training plus the auxiliary losses), `logits` (batch, kept, vocab_size),
+            `past_key_values`, `hidden_states`.
 
         Raises:
             ValueError: If arguments exclude each other.
@@ -311,6 +328,7 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         loss = None
         if shift_labels is not None:
             loss = token_loss(logits, shift_labels, num_items_in_batch)
+            loss = add_auxiliary_losses(loss, outputs, self.config, shift_labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -331,3 +349,27 @@ def token_loss(logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor
     total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
     return total / count
+
+
+def add_auxiliary_losses(
+    loss: Tensor,
+    outputs: BackboneOutput,
+    config: Any,
+    targets: Tensor,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """The loss of a task and what the mixers add to it, each with the weight that the configuration gives it.
+
+    Args:
+        loss: The task's own, per target.
+        outputs: What the backbone returned.
+        config: Configuration of the model.
+        targets: Labels of any shape, −100 where none is.
+        num_items_in_batch: What the task's loss was divided by, where the batch is part of a larger one: the auxiliary
+            losses are then weighted with the batch's share in it.
+    """
+    for name, weight in (config.auxiliary_loss_weights or {}).items():
+        if outputs.auxiliary_losses and name in outputs.auxiliary_losses:
+            share = 1 if num_items_in_batch is None else (targets != -100).sum() / num_items_in_batch
+            loss = loss + weight * share * outputs.auxiliary_losses[name]
+    return loss

@@ -238,7 +238,7 @@ def test_fairseq_exp_subtracts_the_maximum_of_each_head(load):
         if name.endswith("gamma"):
             state[name] = state[name].reshape(2, 1, 24)
     model = from_reference(family, {**config, "decoder_attention_heads": 2}, state)
-    tno = model.model.layers[0].token_mixer.tno
+    tno = model.model.layers[0].token_mixer.operator
     raw = tno.rpe(tno.positions(7)) * tno.decay ** tno.lags(7).unsqueeze(-1)
     first, second = (half - half.amax(-1, keepdim=True) for half in raw.chunk(2, dim=-1))
     assert_close(tno.kernel(7), torch.cat([first, second], dim=-1).exp())

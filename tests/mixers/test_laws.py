@@ -13,41 +13,57 @@ def name(config):
     return "-".join([config["type"], *(f"{k}={v}" for k, v in config.items() if k != "type")])
 
 
-every_mixer = pytest.mark.parametrize("config", list(laws.variants()), ids=name)
-both_directions = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def cases(subjects):
+    return [
+        pytest.param(*subject, id=f"{name(subject[0])}-{'causal' if subject[1] else 'both'}") for subject in subjects
+    ]
 
 
-@every_mixer
+SEQUENCE, GRIDS = list(laws.variants()), list(laws.variants(grid=True))
+every_causal_mixer = pytest.mark.parametrize("config", [config for config, causal in SEQUENCE if causal], ids=name)
+every_mixer = pytest.mark.parametrize(("config", "causal"), cases(SEQUENCE))
+every_grid_mixer = pytest.mark.parametrize(("config", "causal"), cases(GRIDS))
+
+
+class Wrapped(torch.nn.Module):
+    """A subject as a module: what `torch.export` takes."""
+
+    def __init__(self, subject):
+        super().__init__()
+        self.mixer, self.shared, self.subject = subject.mixer, subject.shared_module, subject
+
+    def forward(self, x):
+        return self.subject(x)[0]
+
+
+@every_causal_mixer
 @pytest.mark.parametrize("length", [2, 9, 33])
 def test_causality(config, length):
     laws.causality(Subject(config, causal=True), length)
 
 
-@every_mixer
+@every_causal_mixer
 def test_streaming(config):
     laws.streaming(Subject(config, causal=True), 12)
 
 
 @every_mixer
-@both_directions
 def test_packing(config, causal):
     laws.packing(Subject(config, causal))
 
 
 @every_mixer
-@both_directions
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding(config, causal, side):
     laws.padding(Subject(config, causal), side, 9)
 
 
-@every_mixer
+@every_causal_mixer
 def test_gradients_through_the_state(config):
     laws.gradients(Subject(config, causal=True), 11)
 
 
 @every_mixer
-@both_directions
 @pytest.mark.parametrize("length", [1, 2, 17])
 def test_batch_independence_and_determinism(config, causal, length):
     subject = Subject(config, causal)
@@ -56,23 +72,21 @@ def test_batch_independence_and_determinism(config, causal, length):
 
 
 @every_mixer
-@both_directions
 def test_half_precision(config, causal):
     laws.half_precision(config, causal, 40)
 
 
-@every_mixer
+@pytest.mark.parametrize("config", [config for config, causal in [*SEQUENCE, *GRIDS] if not causal], ids=name)
 def test_bidirectional_mixers_see_the_future(config):
     subject = Subject(config, causal=False)
-    x = subject.inputs(1, 8)
+    x = subject.inputs(1, 12)
     y, state = subject(x)
     assert state is None
-    x[:, -1] += 1
+    x[:, 3] += 1
     assert (subject(x)[0][:, 0] - y[:, 0]).abs().max() > 1e-6
 
 
 @every_mixer
-@both_directions
 def test_compiles_in_one_graph(config, causal):
     torch.compiler.reset()
     subject = Subject(config, causal, torch.float32)
@@ -82,25 +96,17 @@ def test_compiles_in_one_graph(config, causal):
         laws.assert_close(compiled(x), subject(x)[0])
 
 
-@every_mixer
+@every_causal_mixer
 def test_exports_with_a_dynamic_length(config):
     subject = Subject(config, True, torch.float32)
 
-    class Wrapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mixer, self.shared = subject.mixer, subject.shared_module
-
-        def forward(self, x):
-            return subject(x)[0]
-
     length = torch.export.Dim("length", min=3, max=4096)
-    program = torch.export.export(Wrapped(), (subject.inputs(2, 12),), dynamic_shapes={"x": {1: length}})
+    program = torch.export.export(Wrapped(subject), (subject.inputs(2, 12),), dynamic_shapes={"x": {1: length}})
     x = subject.inputs(2, 29)
     laws.assert_close(program.module()(x), subject(x)[0])
 
 
-@every_mixer
+@every_causal_mixer
 def test_clear_errors(config):
     mixer = build_mixer(config, 16)
     x = torch.randn(2, 4, 16)
@@ -115,8 +121,44 @@ def test_clear_errors(config):
     with pytest.raises(ValueError, match="excludes"):
         mixer(x[:1], cu_seqlens=torch.tensor([0, 4]), mask=torch.ones(1, 4, dtype=torch.bool))
     _, state = mixer(x)
-    with pytest.raises(ValueError, match="has no state"):
-        build_mixer(config, 16, causal=False)(x, state)
+    if False in MIXERS[config["type"]].directions:
+        with pytest.raises(ValueError, match="has no state"):
+            build_mixer(config, 16, causal=False)(x, state)
+
+
+@every_grid_mixer
+def test_grids(config, causal):
+    subject = Subject(config, causal)
+    laws.batch_independence(subject, 12)
+    laws.determinism(subject, 12)
+    x = subject.inputs(2, 12)
+    y, _ = subject(x, mask=torch.ones(2, 12, dtype=torch.bool))
+    packed, _ = subject(x.flatten(0, 1).unsqueeze(0), cu_seqlens=torch.tensor([0, 12, 24]))
+    laws.assert_close(packed, y.flatten(0, 1).unsqueeze(0))
+    gradients = torch.autograd.grad((y * torch.randn_like(y)).sum(), subject.parameters())
+    assert all(gradient.abs().max() > 0 for gradient in gradients), "a parameter has no influence"
+    with pytest.raises(ValueError, match="grid of 3 × 4 positions, got 11"):
+        subject(x[:, :11])
+    with pytest.raises(ValueError, match="no padding"):
+        subject(x, mask=torch.arange(12).expand(2, 12) < 11)
+    with pytest.raises(ValueError, match="has no causal form"):
+        build_mixer(config, 16, causal=True)
+
+
+@every_grid_mixer
+def test_grids_in_half_precision(config, causal):
+    laws.half_precision(config, causal, 12)
+
+
+@every_grid_mixer
+def test_grids_compile_and_export(config, causal):
+    torch.compiler.reset()
+    subject = Subject(config, causal, torch.float32)
+    x = subject.inputs(2, 12)
+    compiled = torch.compile(lambda x: subject(x)[0], fullgraph=True, backend="aot_eager")
+    laws.assert_close(compiled(x), subject(x)[0])
+    exported = torch.export.export(Wrapped(subject), (x,)).module()
+    laws.assert_close(exported(x), subject(x)[0])
 
 
 def test_unknown_names_are_answered_with_the_nearest():
