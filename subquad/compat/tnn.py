@@ -29,8 +29,7 @@ from subquad.layers import activation as get_activation
 from subquad.layers.norms import RMSNorm
 from subquad.mixers import GTU, TNO
 from subquad.mixers.base import State
-from subquad.models import SubquadConfig
-from subquad.models.modeling import Block
+from subquad.models import Block, SubquadConfig
 from subquad.ops import toeplitz
 from subquad.registry import unknown_name
 

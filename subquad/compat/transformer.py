@@ -11,8 +11,7 @@ from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, regi
 from subquad.layers import FFN
 from subquad.mixers import SoftmaxAttention
 from subquad.mixers.base import State
-from subquad.models import SubquadConfig, SubquadForCausalLM
-from subquad.models.modeling import Block
+from subquad.models import Block, SubquadConfig, SubquadForCausalLM
 from subquad.registry import unknown_name
 
 ACTIVATIONS = {

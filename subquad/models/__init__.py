@@ -2,11 +2,12 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from subquad.models.backbone import Block, SubquadModel, SubquadPreTrainedModel
+from subquad.models.causal_lm import SubquadForCausalLM
 from subquad.models.configuration import SubquadConfig
-from subquad.models.modeling import SubquadForCausalLM, SubquadModel, SubquadPreTrainedModel
 
 AutoConfig.register(SubquadConfig.model_type, SubquadConfig, exist_ok=True)
 AutoModel.register(SubquadConfig, SubquadModel, exist_ok=True)
 AutoModelForCausalLM.register(SubquadConfig, SubquadForCausalLM, exist_ok=True)
 
-__all__ = ["SubquadConfig", "SubquadForCausalLM", "SubquadModel", "SubquadPreTrainedModel"]
+__all__ = ["Block", "SubquadConfig", "SubquadForCausalLM", "SubquadModel", "SubquadPreTrainedModel"]
