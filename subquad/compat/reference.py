@@ -130,14 +130,16 @@ def check_options(family: str, build: Callable[..., Any], config: Mapping[str, A
 
 
 def _load(family: str, conversion: Conversion) -> None:
-    """Copy every tensor to its parameter, or raise one error that lists all that does not fit."""
+    """Copy every tensor to its parameter or buffer, or raise one error that lists all that does not fit."""
     tensors = dict(conversion.tensors)
     dtypes = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     if dtypes:
         conversion.module.to(functools.reduce(torch.promote_types, dtypes))
     missing, misshaped, not_finite = [], [], []
+    stored = conversion.module.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in conversion.module.named_buffers() if name in stored]
     with torch.no_grad():
-        for name, parameter in conversion.module.named_parameters():
+        for name, parameter in [*conversion.module.named_parameters(), *buffers]:
             published = conversion.reference_name(name)
             tensor = tensors.pop(published, None)
             if tensor is None:
