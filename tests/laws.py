@@ -22,7 +22,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"learn_decay": True, "decay": 0.8, "kernel_activation": "2+elu", "bias": False},
     ],
     "tno_2d": [{}, {"combine": "sum", "norm": "layernorm"}],
-    "hgru": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}],
+    "hgru": [
+        {},
+        {"complex": False, "norm": "rmsnorm", "bias": False},
+        {"separate_phases": False, "expand_ratio": 0.5, "gate_rank": 3, "lower_bounds": False},
+    ],
+    "hgru_2d": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}, {"separate_phases": False}],
     "softmax": [{}, {"num_heads": 2, "rotary": True}],
 }
 

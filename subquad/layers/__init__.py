@@ -2,7 +2,7 @@
 
 from subquad.layers.activations import ACTIVATIONS, activation
 from subquad.layers.channel_mixers import FFN, GLU, build_channel_mixer
-from subquad.layers.lower_bounds import LowerBounds
+from subquad.layers.lower_bounds import LowerBounds, forget_gate, shared_lower_bounds
 from subquad.layers.norms import NORMS, build_norm
 from subquad.layers.positions import SinusoidalPositions, apply_rotary
 from subquad.layers.relative_position_encoder import RelativePositionEncoder
@@ -19,4 +19,6 @@ __all__ = [
     "apply_rotary",
     "build_channel_mixer",
     "build_norm",
+    "forget_gate",
+    "shared_lower_bounds",
 ]

@@ -1,4 +1,6 @@
-"""Layer-wise lower bounds of forget gates (HGRN, arXiv 2311.04823, section 3.2)."""
+"""Forget gates with layer-wise lower bounds (HGRN, arXiv 2311.04823, section 3.2)."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,3 +33,33 @@ class LowerBounds(nn.Module):
         shares = wide.softmax(dim=0)
         bounds = shares.cumsum(dim=0) - shares[0]
         return [{"lower_bound": bound} for bound in bounds.unbind(0)]
+
+
+def shared_lower_bounds(configs: list[dict[str, Any]], widths: list[int]) -> LowerBounds | None:
+    """The lower bounds of layers with these options, each with gates of these widths; None if they are to have none.
+
+    Raises:
+        ValueError: If the layers differ in width, or in whether they have lower bounds.
+    """
+    wanted = {bool(config.get("lower_bounds", True)) for config in configs}
+    if len(wanted) > 1 or len(set(widths)) > 1:
+        raise ValueError(
+            "layers of one kind share their lower bounds, so `lower_bounds` and their width must be the same: "
+            f"got `lower_bounds` {sorted(wanted)} and widths {sorted(set(widths))}"
+        )
+    return LowerBounds(len(configs), widths[0]) if wanted == {True} else None
+
+
+def forget_gate(logits: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The forget gate λ = γ + (1 − γ) σ(z) and its complement 1 − λ, of the shape of the logits z.
+
+    Both in float32 at least, and 1 − λ as (1 − γ) σ(−z): half precision knows no number between 0.996 and 1, where
+    upper layers live.
+
+    Args:
+        logits: z (..., dim).
+        lower_bound: γ (dim,), or None for 0.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    bound = logits.new_zeros(()) if lower_bound is None else lower_bound.to(logits.dtype)
+    return bound + (1 - bound) * torch.sigmoid(logits), (1 - bound) * torch.sigmoid(-logits)
