@@ -50,6 +50,7 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        return_logits: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -67,11 +68,13 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
             use_cache: As in `SubquadModel`.
             output_hidden_states: As in `SubquadModel`.
             logits_to_keep: Compute logits of the last so many positions, or of these indices; 0: of all.
+            return_logits: Whether to return logits beside a loss; default: not in training, where they would be the
+                largest tensor of all. Without a loss they are always returned.
             num_items_in_batch: What the summed loss is divided by; default: the number of scored tokens.
             **kwargs: Ignored; transformers passes some.
 
         Returns:
-            `loss` (nats per token, in training plus the auxiliary losses), `logits` (batch, kept, vocab_size),
+            `loss` (nats per token, in training plus the auxiliary losses), `logits` (batch, kept, vocab_size) or None,
             `past_key_values`, `hidden_states`.
 
         Raises:
@@ -90,13 +93,14 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         hidden = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
         if labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-        loss = None
+        logits, loss = None, None
+        if shift_labels is None or (not self.training if return_logits is None else return_logits):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
         if shift_labels is not None:
-            loss = token_loss(logits, shift_labels, num_items_in_batch)
+            loss = token_loss(hidden, self.lm_head, shift_labels, num_items_in_batch, logits)
             loss = add_auxiliary_losses(loss, outputs, self.config, shift_labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,

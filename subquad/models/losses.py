@@ -4,21 +4,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from subquad.models.backbone import BackboneOutput
+from subquad.ops import linear_cross_entropy
 
 
-def token_loss(logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
+def token_loss(
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    num_items_in_batch: int | Tensor | None = None,
+    logits: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy in nats, summed over targets other than −100 and divided by their number.
 
     Args:
-        logits: (batch, length, vocab_size); half precision is widened to float32.
+        hidden: (batch, length, dim), the input of the output layer.
+        head: The output layer. Where it is a linear map and nothing else, its logits never exist all at once.
         targets: (batch, length) int64.
         num_items_in_batch: Number to divide by instead, where a batch is part of a larger one.
+        logits: (batch, length, vocab_size), where they are there already; half precision is widened to float32.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    if logits is None and type(head) is nn.Linear:
+        total = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten(), head.bias)
+    else:
+        logits = head(hidden) if logits is None else logits
+        assert logits is not None
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        total = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
     return total / count
 

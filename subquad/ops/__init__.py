@@ -1,7 +1,19 @@
 """Mathematics on tensors, without parameters: each op is one function with a readable reference and fast paths."""
 
 from subquad.ops.backends import explain
+from subquad.ops.linear_attention import linear_attention
+from subquad.ops.linear_cross_entropy import linear_cross_entropy
 from subquad.ops.linear_recurrence import linear_recurrence
+from subquad.ops.ski import ski
+from subquad.ops.spectral_filter import spectral_filter
 from subquad.ops.toeplitz import toeplitz
 
-__all__ = ["explain", "linear_recurrence", "toeplitz"]
+__all__ = [
+    "explain",
+    "linear_attention",
+    "linear_cross_entropy",
+    "linear_recurrence",
+    "ski",
+    "spectral_filter",
+    "toeplitz",
+]

@@ -11,7 +11,11 @@ from subquad.registry import unknown_name
 BACKENDS = ("auto", "reference", "torch", "numba", "triton")
 IMPLEMENTED = {
     "toeplitz": ("torch", "reference"),
+    "spectral_filter": ("torch", "reference"),
+    "ski": ("torch", "reference"),
     "linear_recurrence": ("numba", "torch", "reference"),
+    "linear_attention": ("torch", "reference"),
+    "linear_cross_entropy": ("torch", "reference"),
 }
 """What each op has, the first choice of `auto` first."""
 

@@ -182,7 +182,7 @@ class CausalLM(Task):
     def score(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
         """Negative log-likelihood in nats, and number of predicted tokens."""
         targets = self.num_targets(batch)
-        nll = model(**batch, num_items_in_batch=1, use_cache=False).loss
+        nll = model(**batch, num_items_in_batch=1, use_cache=False, return_logits=False).loss
         return torch.stack([nll, targets]).cpu().double()
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from subquad.ops import backends
 def test_explain_names_what_auto_takes_and_why(monkeypatch):
     monkeypatch.setattr(backends, "HAS_NUMBA", False)
     lines = backends.explain()
-    assert set(lines) == {"toeplitz", "linear_recurrence"}
+    assert set(lines) == set(backends.IMPLEMENTED)
     assert lines["linear_recurrence"] == "torch; not numba: numba is not installed: pip install 'subquad[cpu]'"
 
 
