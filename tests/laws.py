@@ -20,7 +20,21 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {},
         {"decay": None, "norm": "rmsnorm", "rpe_activation": "silu", "rpe_residual": True},
         {"learn_decay": True, "decay": 0.8, "kernel_activation": "2+elu", "bias": False},
+        {"window": 4},
     ],
+    "fd_tno": [
+        {"horizon": 64},
+        {"horizon": 40, "smooth_spectrum": True, "rpe_activation": "silu", "norm": "layernorm", "bias": False},
+        {"horizon": 64, "num_frequencies": 6},
+        {},
+    ],
+    "fd_tno_2d": [{}, {"combine": "sum", "num_frequencies": 4}],
+    "ski_tno": [
+        {},
+        {"horizon": 14, "rank": 4, "num_taps": 5, "decay": 0.9, "norm": "rmsnorm"},
+        {"horizon": 30, "rank": 8, "num_taps": 1, "kernel": "rpe", "kernel_activation": "silu", "bias": False},
+    ],
+    "ski_tno_2d": [{}, {"rank": 3, "num_taps": 3, "combine": "sum"}, {"rank": 2, "kernel": "rpe"}],
     "tno_2d": [{}, {"combine": "sum", "norm": "layernorm"}],
     "hgru": [
         {},
@@ -29,6 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hgru_2d": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}, {"separate_phases": False}],
     "softmax": [{}, {"num_heads": 2, "rotary": True}],
+    "primal": [{"num_heads": 2}, {"num_heads": 4, "rank": 1, "bias": False}],
 }
 
 
@@ -69,6 +84,13 @@ class Subject:
     def parameters(self) -> list[torch.nn.Parameter]:
         modules = [m for m in (self.mixer, self.shared_module) if m is not None]
         return [p for m in modules for p in m.parameters() if p.requires_grad]
+
+    def loss(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A weighted sum of the outputs, plus what the mixer adds to the loss in training."""
+        self.mixer.train()
+        y, _ = self(x)
+        self.mixer.eval()
+        return (y * weight).sum() + sum(self.mixer.take_auxiliary_losses().values())
 
     def inputs(self, batch: int, length: int) -> Tensor:
         return torch.randn(batch, length, DIM, dtype=self.dtype)
@@ -114,8 +136,8 @@ def packing(subject: Subject) -> None:
     alone = torch.cat([subject(part)[0] for part in x.split(lengths, dim=1)], dim=1)
     assert_close(packed, alone, name="packed outputs")
     leaves = [x, *subject.parameters()]
-    ours = torch.autograd.grad((packed * weight).sum(), leaves)
-    expected = torch.autograd.grad((alone * weight).sum(), leaves)
+    ours = torch.autograd.grad((packed * weight).sum(), leaves, materialize_grads=True)
+    expected = torch.autograd.grad((alone * weight).sum(), leaves, materialize_grads=True)
     for a, b in zip(ours, expected, strict=True):
         assert_close(a, b, name="gradient of packed sequences")
 
@@ -149,13 +171,48 @@ def gradients(subject: Subject, length: int) -> None:
     x = subject.inputs(2, length).requires_grad_()
     weight = torch.randn(2, length, DIM, dtype=subject.dtype)
     leaves = [x, *subject.parameters()]
-    whole = torch.autograd.grad((subject(x)[0] * weight).sum(), leaves)
+    whole = torch.autograd.grad((subject(x)[0] * weight).sum(), leaves, materialize_grads=True)
     first, state = subject(x[:, : length // 2])
     second, _ = subject(x[:, length // 2 :], state)
-    pieces = torch.autograd.grad((torch.cat([first, second], dim=1) * weight).sum(), leaves)
+    pieces = torch.autograd.grad((torch.cat([first, second], dim=1) * weight).sum(), leaves, materialize_grads=True)
     for ours, expected in zip(pieces, whole, strict=True):
         assert_close(ours, expected, name="gradient through the state")
-    assert all(g.abs().max() > 0 for g in whole), "a parameter has no influence"
+
+
+def influence(subject: Subject, length: int) -> None:
+    """Every parameter and every input has a gradient: through the outputs, or through a loss that the mixer adds."""
+    x = subject.inputs(2, length).requires_grad_()
+    loss = subject.loss(x, torch.randn(2, length, DIM, dtype=subject.dtype))
+    gradients = torch.autograd.grad(loss, [x, *subject.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in gradients), "a parameter has no influence"
+
+
+def auxiliary_losses(subject: Subject) -> None:
+    """Losses are added in training alone and handed out once; those of a batch are the mean over its sequences."""
+    lengths = [5, 1, 8]
+    sequences = [subject.inputs(1, length) for length in lengths]
+    packed = torch.cat(sequences, dim=1)
+    mask = torch.arange(8) < torch.tensor(lengths).unsqueeze(1)
+    padded = subject.inputs(3, 8)
+    padded[mask] = packed[0]
+    subject(packed)
+    assert subject.mixer.take_auxiliary_losses() == {}, "a loss outside training"
+
+    def added(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        subject(*args, **kwargs)
+        losses = subject.mixer.take_auxiliary_losses()
+        assert set(losses) == set(subject.mixer.auxiliary_losses)
+        assert subject.mixer.take_auxiliary_losses() == {}, "a loss is handed out twice"
+        return losses
+
+    subject.mixer.train()
+    alone = [added(sequence) for sequence in sequences]
+    by_padding, by_packing = added(padded, mask=mask), added(packed, cu_seqlens=torch.tensor([0, 5, 6, 14]))
+    for name in subject.mixer.auxiliary_losses:
+        expected = torch.stack([losses[name] for losses in alone]).mean()
+        assert_close(by_padding[name], expected, name=f"{name} of a padded batch")
+        assert_close(by_packing[name], expected, name=f"{name} of packed sequences")
+    subject.mixer.eval()
 
 
 def batch_independence(subject: Subject, length: int) -> None:
@@ -179,8 +236,9 @@ def half_precision(config: dict[str, Any], causal: bool, length: int) -> None:
     expected, _ = subject(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, _ = subject(x)
+        loss = subject.loss(x, torch.ones_like(x))
     assert_close(y.float(), expected, torch.bfloat16, name="autocast")
-    y.float().sum().backward()
+    loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in subject.parameters())
     subject.mixer.to(torch.bfloat16)
     rounded = Subject(config, causal, torch.float32)

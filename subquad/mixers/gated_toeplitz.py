@@ -32,7 +32,7 @@ class ToeplitzOperator(nn.Module):
         super().__init__()
         self.dim = dim
         self.causal = causal
-        self._cached_kernel: tuple[tuple, Tensor] | None = None
+        self._cached_kernel: tuple[tuple, int, Tensor] | None = None
 
     @classmethod
     def unit_defaults(cls, dim: int, bias: bool) -> dict[str, Any]:
@@ -63,11 +63,11 @@ class ToeplitzOperator(nn.Module):
             self._cached_kernel = None
             return self.coefficients(length)
         key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
-        if self._cached_kernel is None or self._cached_kernel[0] != key or len(self._cached_kernel[1]) < length:
-            self._cached_kernel = (key, self.coefficients(1 << (length - 1).bit_length()))
-        longest = self._cached_kernel[1]
-        first = 0 if self.causal else (len(longest) + 1) // 2 - length
-        return longest[first : len(longest) - first] if first or not self.causal else longest[:length]
+        if self._cached_kernel is None or self._cached_kernel[0] != key or self._cached_kernel[1] < length:
+            longest = 1 << (length - 1).bit_length()
+            self._cached_kernel = (key, longest, self.coefficients(longest))
+        _, longest, kernel = self._cached_kernel
+        return kernel[:length] if self.causal else kernel[longest - length : longest + length - 1]
 
     def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the operator.

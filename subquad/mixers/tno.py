@@ -27,6 +27,7 @@ class TNO(ToeplitzOperator):
         causal: Whether the coefficients of negative lags are zero.
         decay: γ in (0, 1], the fixed decay per step of lag, or the smallest one if `learn_decay`; None is no decay.
         learn_decay: Whether each channel learns its decay, γ + (1 − γ)·σ(logit).
+        window: Coefficients of lags from ±window on are zero; None is no window.
         rpe_hidden_size: Width of the relative position encoder; default max(dim // 8, 32).
         rpe_layers: Hidden maps of the encoder.
         rpe_activation: Activation of the encoder.
@@ -43,6 +44,7 @@ class TNO(ToeplitzOperator):
         *,
         decay: float | None = 0.99,
         learn_decay: bool = False,
+        window: int | None = None,
         rpe_hidden_size: int | None = None,
         rpe_layers: int = 3,
         rpe_activation: str = "relu",
@@ -56,6 +58,9 @@ class TNO(ToeplitzOperator):
             raise ValueError(f"`decay` must be in (0, 1] or None, got {decay}")
         if decay is None and learn_decay:
             raise ValueError("`learn_decay` needs a smallest `decay`, got None")
+        if window is not None and window < 1:
+            raise ValueError(f"`window` must be positive or None, got {window}")
+        self.window = window
         self.min_decay = decay or 0.0
         self.kernel_activation = get_activation(kernel_activation)
         self.rpe = RelativePositionEncoder(
@@ -95,12 +100,18 @@ class TNO(ToeplitzOperator):
     def coefficients(self, length: int) -> Tensor:
         """The kernel (num_lags, dim) of sequences of `length`, float32 (float64 if the parameters are)."""
         kernel = self.rpe(self.positions(length))
-        decay = self.decay
-        if self.decay_logit is not None:
-            decay = self.min_decay + (1 - self.min_decay) * torch.sigmoid(self.decay_logit.to(kernel.dtype))
+        distance = self.lags(length).abs().unsqueeze(-1)
+        decay = self.decays(kernel.dtype)
         if decay is not None:
-            kernel = kernel * decay.to(kernel.dtype) ** self.lags(length).abs().unsqueeze(-1)
-        return self.kernel_activation(kernel)
+            kernel = kernel * decay**distance
+        kernel = self.kernel_activation(kernel)
+        return kernel if self.window is None else kernel.where(distance < self.window, 0.0)
+
+    def decays(self, dtype: torch.dtype) -> Tensor | None:
+        """The decay of each channel (dim,), in `dtype`, or None."""
+        if self.decay_logit is not None:
+            return self.min_decay + (1 - self.min_decay) * torch.sigmoid(self.decay_logit.to(dtype))
+        return None if self.decay is None else self.decay.to(dtype)
 
 
 @register_mixer("tno")
