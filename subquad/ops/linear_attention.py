@@ -1,0 +1,282 @@
+"""Linear attention without a denominator: sums of outer products instead of a matrix of scores.
+
+    causal:        o_s = q_s (S_0 + Σ_{t≤s} k_tᵀ v_t)
+    bidirectional: o_s = q_s (S_0 + Σ_t k_tᵀ v_t)
+
+Layout: q, k (batch, length, heads, key_dim), v (batch, length, heads, value_dim), states (batch, heads, key_dim,
+value_dim). Precision: float64 in float64; everything else is computed, and states are kept, in float32; o has the
+dtype of v. Cost: linear in the length, in time and memory; q, k and v are all that is kept for the backward pass.
+
+| backend   | what it is                                           | gradients of every input and state |
+| reference | the triangle of scores; loop over packed sequences   | autograd, any order |
+| torch     | chunks: scores inside, a state from chunk to chunk   | hand-written, first order |
+
+With Q, K, V the rows of one chunk, S the state before it, M the lower triangle, G the gradient of its outputs O and D
+the gradient of the state after it:
+
+    O = Q S + (Q Kᵀ ⊙ M) V                S ← S + Kᵀ V
+    ∂Q = G Sᵀ + (G Vᵀ ⊙ M) K;   ∂K = V Dᵀ + (G Vᵀ ⊙ M)ᵀ Q;   ∂V = K D + (Q Kᵀ ⊙ M)ᵀ G;   D ← D + Qᵀ G
+
+Bidirectional: no scores, S and D are the sums over all chunks. Packed sequences are moved to begin with a chunk.
+"""
+
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.packing import block_rows, boundaries, validate_cu_seqlens
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    causal: bool = True,
+    chunk_size: int = 64,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend without a denominator, o_s = q_s Σ_t k_tᵀ v_t (Katharopoulos et al. 2020, arXiv 2006.16236, equation 9).
+
+    Args:
+        q: (batch, length, heads, key_dim); feature maps and scales are the caller's.
+        k: (batch, length, heads, key_dim).
+        v: (batch, length, heads, value_dim).
+        initial_state: Sum of outer products from before the first position, (batch, heads, key_dim, value_dim);
+            default zeros.
+        causal: Whether the sum ends at the position itself.
+        chunk_size: Rows that are multiplied at once; a causal sequence of up to twice as many is one chunk.
+        cu_seqlens: (num_sequences + 1,) int, boundaries of sequences packed into one row: the batch must be 1, sums
+            start anew at each, and states are (num_sequences, heads, key_dim, value_dim). Empty sequences are allowed.
+        backend: "auto", "reference" or "torch".
+
+    Returns:
+        o (batch, length, heads, value_dim), dtype of `v`, and the sum after the last position (of each sequence),
+        float32 or float64.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit or the backend cannot run.
+    """
+    _validate(q, k, v, initial_state, chunk_size, cu_seqlens)
+    backend = choose("linear_attention", backend, q.device)
+    if initial_state is not None:
+        initial_state = initial_state.to(_accumulator(v))
+    if backend == "reference":
+        return _reference(q, k, v, initial_state, causal, cu_seqlens)
+    if q.shape[1] == 1 and cu_seqlens is None:
+        # A decoding step: a few expressions cost less than one call of a registered operator.
+        return _step(q, k, v, initial_state)
+    return _linear_attention(q, k, v, initial_state, causal, chunk_size, cu_seqlens)
+
+
+def _validate(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, chunk_size: int, cu_seqlens: Tensor | None
+) -> None:
+    if q.ndim != 4 or q.shape[1] == 0:
+        raise ValueError(f"`q` must be (batch, length, heads, key_dim) with length > 0, got {tuple(q.shape)}")
+    if k.shape != q.shape:
+        raise ValueError(f"`k` must be {tuple(q.shape)}, as `q`, got {tuple(k.shape)}")
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"`v` must be {tuple(q.shape[:3])} and value_dim, got {tuple(v.shape)}")
+    if not (q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
+        raise ValueError(f"`q`, `k` and `v` must be real floating-point tensors, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be positive, got {chunk_size}")
+    sequences = q.shape[0]
+    if cu_seqlens is not None:
+        validate_cu_seqlens(cu_seqlens, q.shape[0])
+        sequences = cu_seqlens.shape[0] - 1
+    expected = (sequences, q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and tuple(initial_state.shape) != expected:
+        raise ValueError(f"`initial_state` must be {expected}, got {tuple(initial_state.shape)}")
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One position: the state with the outer product, and the product with it."""
+    wide = _accumulator(v)
+    q, k = q.to(wide).squeeze(1), k.to(wide).squeeze(1)
+    update = k.unsqueeze(-1) * v.to(wide).squeeze(1).unsqueeze(-2)
+    state = update if state is None else state + update
+    return (q.unsqueeze(-1) * state).sum(-2).unsqueeze(1).to(v.dtype), state
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
+
+
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor | None, causal: bool, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if cu_seqlens is not None:
+        lengths = [stop - start for start, stop in pairwise(boundaries(cu_seqlens, q.shape[1]))]
+        states = [None] * len(lengths) if initial_state is None else initial_state.split(1)
+        parts = [
+            _reference(*sequence, causal, None)
+            for sequence in zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), states, strict=True)
+        ]
+        return torch.cat([o for o, _ in parts], dim=1), torch.cat([final for _, final in parts])
+    wide = _accumulator(v)
+    q, k, values = q.to(wide), k.to(wide), v.to(wide)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.einsum("bshd,bthd->bhst", q, k)
+        o = torch.einsum("bhst,bthe->bshe", scores.tril() if causal else scores, values)
+        final = torch.einsum("bthd,bthe->bhde", k, values)
+        if initial_state is not None:
+            o = o + torch.einsum("bshd,bhde->bshe", q, initial_state)
+            final = final + initial_state
+    return o.to(v.dtype), final
+
+
+# --- torch: chunks ---------------------------------------------------------------------------------------------------
+
+
+class _Chunks:
+    """How rows are cut: (batch, length, heads, dim) as (chunks · batch · heads, chunk_size, dim), zeros at the end.
+
+    Args:
+        x: A tensor of the shape that is cut.
+        causal: Whether chunks need scores inside.
+        chunk_size: Rows of a chunk, if there are several.
+        cu_seqlens: Boundaries of packed sequences, each of which begins with a chunk.
+    """
+
+    def __init__(self, x: Tensor, causal: bool, chunk_size: int, cu_seqlens: Tensor | None):
+        self.batch, self.length, self.heads = x.shape[:3]
+        self.dtype = _accumulator(x)
+        self.causal = causal
+        self.size = chunk_size
+        self.rows: Tensor | None = None
+        if cu_seqlens is None:
+            if not causal or self.length <= 2 * chunk_size:
+                self.size = self.length
+            self.bounds = [0, -(-self.length // self.size)]
+        else:
+            lengths = [stop - start for start, stop in pairwise(boundaries(cu_seqlens, self.length))]
+            self.bounds = [0, *accumulate(-(-length // self.size) for length in lengths)]
+            self.rows = block_rows(cu_seqlens, self.length, self.size)
+        self.count = self.bounds[-1]
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Copy rows into chunks."""
+        if self.rows is not None or self.length != self.count * self.size:
+            padded = x.new_zeros(self.batch, self.count * self.size, *x.shape[2:], dtype=self.dtype)
+            padded[:, slice(self.length) if self.rows is None else self.rows] = x.to(self.dtype)
+            x = padded
+        chunks = x.to(self.dtype).unflatten(1, (self.count, self.size)).permute(1, 0, 3, 2, 4)
+        return chunks.reshape(-1, self.size, x.shape[-1])
+
+    def join(self, chunks: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of chunks."""
+        x = chunks.view(self.count, self.batch, self.heads, self.size, chunks.shape[-1]).permute(1, 0, 3, 2, 4)
+        x = x.flatten(1, 2)
+        return (x[:, : self.length] if self.rows is None else x[:, self.rows]).to(dtype).contiguous()
+
+    def running_sums(self, updates: Tensor, start: Tensor | None, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Sums over the chunks of each sequence, for every head.
+
+        Args:
+            updates: (chunks · batch · heads, key_dim, value_dim), what each chunk adds; overwritten.
+            start: (sequences, heads, key_dim, value_dim), what the sums start from; default zeros.
+            reverse: Sum from the last chunk to the first.
+
+        Returns:
+            The sum before each chunk (bidirectional: over all chunks of its sequence), shape of `updates`, and that
+            after the last one, shape of `start`.
+        """
+        shape = updates.shape[1:]
+        sums = updates.view(self.count, self.batch * self.heads, *shape)
+        sequences = len(self.bounds) - 1
+        if start is None:
+            start = updates.new_zeros(sequences * self.batch, self.heads, *shape)
+        totals = []
+        for total, (first, stop) in zip(start.reshape(sequences, *sums.shape[1:]), pairwise(self.bounds), strict=True):
+            chunks = range(first, stop)
+            for i in reversed(chunks) if reverse else chunks:
+                after = total + sums[i]
+                sums[i] = total
+                total = after
+            if not self.causal:
+                sums[first:stop] = total
+            totals.append(total)
+        return updates, torch.stack(totals).view_as(start)
+
+
+@torch.library.custom_op("subquad::linear_attention", mutates_args=())
+def _linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor | None,
+    causal: bool,
+    chunk_size: int,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    with torch.autocast(v.device.type, enabled=False):
+        queries, keys, values = chunks.cut(q), chunks.cut(k), chunks.cut(v)
+        states, final = chunks.running_sums(keys.mT @ values, initial_state)
+        o = queries @ states
+        if causal:
+            o.baddbmm_((queries @ keys.mT).tril_(), values)
+    return chunks.join(o, v.dtype), final
+
+
+@_linear_attention.register_fake
+def _(q, k, v, initial_state, causal, chunk_size, cu_seqlens):
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return v.new_empty(v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=_accumulator(v))
+
+
+@torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
+def _linear_attention_backward(
+    grad_o: Tensor,
+    grad_final: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor | None,
+    causal: bool,
+    chunk_size: int,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    with torch.autocast(v.device.type, enabled=False):
+        queries, keys, values, incoming = chunks.cut(q), chunks.cut(k), chunks.cut(v), chunks.cut(grad_o)
+        states, _ = chunks.running_sums(keys.mT @ values, initial_state)
+        grad_states, grad_initial = chunks.running_sums(queries.mT @ incoming, grad_final, reverse=True)
+        grad_q, grad_k, grad_v = incoming @ states.mT, values @ grad_states.mT, keys @ grad_states
+        if causal:
+            grad_scores = (incoming @ values.mT).tril_()
+            grad_q.baddbmm_(grad_scores, keys)
+            grad_k.baddbmm_(grad_scores.mT, queries)
+            grad_v.baddbmm_((queries @ keys.mT).tril_().mT, incoming)
+    return chunks.join(grad_q, q.dtype), chunks.join(grad_k, k.dtype), chunks.join(grad_v, v.dtype), grad_initial
+
+
+@_linear_attention_backward.register_fake
+def _(grad_o, grad_final, q, k, v, initial_state, causal, chunk_size, cu_seqlens):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_final.new_empty(grad_final.shape)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens = inputs
+    ctx.save_for_backward(q, k, v, initial_state, cu_seqlens)
+
+
+def _differentiate(ctx, grad_o, grad_final):
+    q, k, v, initial_state, cu_seqlens = ctx.saved_tensors
+    grad_q, grad_k, grad_v, grad_initial = _linear_attention_backward(
+        grad_o, grad_final, q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens
+    )
+    return grad_q, grad_k, grad_v, None if initial_state is None else grad_initial, None, None, None
+
+
+_linear_attention.register_autograd(_differentiate, setup_context=_save)
+_linear_attention_backward.register_autograd(refuse_second_order("linear_attention"))
