@@ -2,6 +2,7 @@
 
 from subquad.mixers.base import MIXERS, Mixer, State, build_mixer, register_mixer
 from subquad.mixers.hgru import HGRU, HGRU2D
+from subquad.mixers.primal import PrimalAttention
 from subquad.mixers.softmax import SoftmaxAttention
 from subquad.mixers.tno import GTU, GTU2D, TNO
 
@@ -13,6 +14,7 @@ __all__ = [
     "MIXERS",
     "TNO",
     "Mixer",
+    "PrimalAttention",
     "SoftmaxAttention",
     "State",
     "build_mixer",

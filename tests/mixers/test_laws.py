@@ -64,6 +64,18 @@ def test_gradients_through_the_state(config):
 
 
 @every_mixer
+def test_every_parameter_has_influence(config, causal):
+    laws.influence(Subject(config, causal), 11)
+
+
+@pytest.mark.parametrize(
+    ("config", "causal"), cases(case for case in SEQUENCE if MIXERS[case[0]["type"]].auxiliary_losses)
+)
+def test_auxiliary_losses(config, causal):
+    laws.auxiliary_losses(Subject(config, causal))
+
+
+@every_mixer
 @pytest.mark.parametrize("length", [1, 2, 17])
 def test_batch_independence_and_determinism(config, causal, length):
     subject = Subject(config, causal)
