@@ -4,14 +4,16 @@ Rows 2j and 2j + 1 of the published input map are the real and the imaginary par
 before all imaginary ones, as the recurrence returns them.
 """
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subquad.compat import fairseq
-from subquad.compat.reference import Conversion, Rules, activation_name, register_family
-from subquad.mixers import HGRU
+from subquad.compat.reference import Conversion, Rules, activation_name, check_options, register_family
+from subquad.mixers import HGRU, HGRU2D
+from subquad.mixers.hgru import Scans
 
 NAMES: Rules = [
     (r"\btoken_mixer\.forget_proj\.", "self_attn.hgru.lambda_proj."),
@@ -20,34 +22,72 @@ NAMES: Rules = [
     (r"\btoken_mixer\.phase$", "self_attn.hgru.theta"),
     (r"\btoken_mixer\.", "self_attn.hgru."),
 ]
+SEPARATE_PHASES: Rules = [
+    (r"\btoken_mixer\.phase$", "token_mixer.theta_forward"),
+    (r"\btoken_mixer\.reverse_phase$", "token_mixer.theta_reverse"),
+]
+
+
+class SigmoidGatedHGRU(HGRU):
+    """The second published version: norm(h) ⊙ σ(W_g x)."""
+
+    def readout(self, x: Tensor, h: Tensor) -> Tensor:
+        """The output (batch, length, dim) from the input and the states."""
+        return self.output_proj(self.norm(h.to(x.dtype)) * torch.sigmoid(self.gate_proj(x)))
+
+
+class NormLastHGRU(HGRU):
+    """The third published version, and the paper's order: norm(h ⊙ σ(W_g x))."""
+
+    def readout(self, x: Tensor, h: Tensor) -> Tensor:
+        """The output (batch, length, dim) from the input and the states."""
+        return self.output_proj(self.norm(h.to(x.dtype) * torch.sigmoid(self.gate_proj(x))))
+
+
+class ForwardHGRU2D(HGRU2D):
+    """The published "causal" form over grids: the forward scan of each axis alone."""
+
+    def scans(self) -> Scans:
+        """The scans whose states are added up."""
+        return super().scans()[:1]
 
 
 class TimeFirstHGRU(nn.Module):
-    """An HGRU called as published: time first, with the lower bound as the second argument."""
+    """An HGRU called as published: positions first, with the lower bound as the second argument."""
 
     def __init__(self, unit: HGRU):
         super().__init__()
         self.token_mixer = unit
 
     def forward(self, x: Tensor, lower_bound: Tensor | float = 0.0) -> Tensor:
-        """Mix `x` (length, batch, dim); `lower_bound` is (dim,) or one number."""
+        """Mix `x`, (length, batch, dim) or (height, width, batch, dim); `lower_bound` is (dim,) or one number."""
+        if isinstance(self.token_mixer, HGRU2D):
+            self.token_mixer.grid = (x.shape[0], x.shape[1])
         bound = torch.as_tensor(lower_bound, dtype=x.dtype, device=x.device)
-        return self.token_mixer(x.transpose(0, 1), lower_bound=bound)[0].transpose(0, 1)
+        y, _ = self.token_mixer(x.flatten(0, -3).transpose(0, 1), lower_bound=bound)
+        return y.transpose(0, 1).reshape(x.shape)
 
 
-def _our_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def our_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Complex input maps with all real rows before all imaginary ones, phases without axes of length 1."""
-    complex_units = {name.removesuffix("theta") for name in tensors if name.split(".")[-1] == "theta"}
-    for prefix in complex_units:
-        tensors[f"{prefix}theta"] = tensors[f"{prefix}theta"].flatten()
+    tensors = dict(tensors)
+    phases = [match for name in tensors if (match := re.fullmatch(r"(|.*\.)theta(_forward|_reverse)?", name))]
+    for match in phases:
+        tensors[match[0]] = tensors[match[0]].flatten()
+    for prefix in {match[1] for match in phases}:
         for name in (f"{prefix}input_proj.weight", f"{prefix}input_proj.bias"):
             if name in tensors:
                 tensors[name] = torch.cat([tensors[name][0::2], tensors[name][1::2]])
     return tensors
 
 
+def names_of(unit: HGRU) -> Rules:
+    """What the parameters of `unit` are called in the published code."""
+    return [*(SEPARATE_PHASES if unit.reverse_phase is not None else []), *NAMES]
+
+
 def _unit(tensors: dict[str, Tensor], unit: HGRU) -> Conversion:
-    return Conversion(TimeFirstHGRU(unit), _our_layout(tensors), [*NAMES, (r"^self_attn\.hgru\.", "")])
+    return Conversion(TimeFirstHGRU(unit), our_layout(tensors), [*names_of(unit), (r"^self_attn\.hgru\.", "")])
 
 
 @register_family("hgrn.Hgru1d")
@@ -61,7 +101,43 @@ def hgru1d(
     bias: bool = True,
 ) -> Conversion:
     """Complex recurrence over (length, batch, dim), the first version: the one of all published models."""
-    return _unit(tensors, HGRU(embed_dim, causal, activation=activation_name(act_fun), bias=bias))
+    activation = activation_name(act_fun)
+    return _unit(tensors, HGRU(embed_dim, causal, separate_phases=False, activation=activation, bias=bias))
+
+
+def _low_rank(
+    tensors: dict[str, Tensor],
+    unit: type[HGRU],
+    *,
+    embed_dim: int,
+    gate_dim: int = 128,
+    act_fun: str = "silu",
+    causal: bool = True,
+    use_triton: bool = False,
+    bias: bool = True,
+) -> Conversion:
+    options = {"separate_phases": False, "gate_rank": gate_dim, "bias": bias}
+    return _unit(tensors, unit(embed_dim, causal, activation=activation_name(act_fun), **options))
+
+
+@register_family("hgrn.Hgru1dV2")
+def hgru1d_v2(tensors: dict[str, Tensor], **config: Any) -> Conversion:
+    """Complex recurrence over (length, batch, dim), the second version."""
+    check_options("hgrn.Hgru1dV2", _low_rank, config)
+    return _low_rank(tensors, SigmoidGatedHGRU, **config)
+
+
+@register_family("hgrn.Hgru1dV3")
+def hgru1d_v3(tensors: dict[str, Tensor], **config: Any) -> Conversion:
+    """Complex recurrence over (length, batch, dim), the third version."""
+    check_options("hgrn.Hgru1dV3", _low_rank, config)
+    return _low_rank(tensors, NormLastHGRU, **config)
+
+
+@register_family("hgrn.BiHgru1d")
+def bihgru1d(tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu") -> Conversion:
+    """Complex recurrence both ways over (length, batch, dim), each way with phases of its own."""
+    return _unit(tensors, HGRU(embed_dim, causal=False, activation=activation_name(act_fun)))
 
 
 @register_family("hgrn.HgruReal1d")
@@ -70,6 +146,32 @@ def hgru_real1d(
 ) -> Conversion:
     """Real recurrence over (length, batch, dim)."""
     return _unit(tensors, HGRU(embed_dim, causal, complex=False, activation=activation_name(act_fun)))
+
+
+def grid_unit(kind: type[HGRU2D], dim: int, act_fun: str, **options: Any) -> HGRU2D:
+    """A unit for grids of any size: the size is set before each call."""
+    return kind(dim, height=1, width=1, activation=activation_name(act_fun), **options)
+
+
+@register_family("hgrn.Hgru2d")
+def hgru2d(tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True) -> Conversion:
+    """Complex recurrence over (height, width, batch, dim), one phase for all scans."""
+    kind = ForwardHGRU2D if causal else HGRU2D
+    return _unit(tensors, grid_unit(kind, embed_dim, act_fun, separate_phases=False))
+
+
+@register_family("hgrn.BiHgru2d")
+def bihgru2d(tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True) -> Conversion:
+    """Complex recurrence over (height, width, batch, dim), both ways whatever `causal` says."""
+    return _unit(tensors, grid_unit(HGRU2D, embed_dim, act_fun))
+
+
+@register_family("hgrn.HgruReal2d")
+def hgru_real2d(
+    tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True
+) -> Conversion:
+    """Real recurrence over (height, width, batch, dim), both ways whatever `causal` says."""
+    return _unit(tensors, grid_unit(HGRU2D, embed_dim, act_fun, complex=False))
 
 
 @register_family("hgrn.fairseq_lm")
@@ -89,7 +191,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     )
     unit = {"activation": activation_name(args.get("act_fun", "silu")), "bias": args.get("bias", True)}
     return fairseq.language_model(
-        _our_layout(tensors),
+        our_layout(tensors),
         {"decoder_normalize_before": True, **args},
         [*NAMES, *fairseq.GLU_NAMES, (r"^model\.shared\.hgru\.weight$", "model.lower_bounds")],
         parts=parts,

@@ -2,7 +2,11 @@
 
 The root-mean-square norms add their epsilon to the root, x / (‖x‖₂/√d + 1e-8), as the published models do (TNN,
 arXiv 2305.04749; TransNormer, arXiv 2210.10340). They are computed in float32 at least: 1e-8 underflows in float16.
+Those with an epsilon in their name have it inside the root, x / √(mean(x²) + ε), as most language models do.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,11 @@ def simple_rms_norm(x: Tensor) -> Tensor:
     wide = _widen(x)
     root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * wide.shape[-1] ** -0.5
     return (wide / (root + EPSILON)).to(x.dtype)
+
+
+def _epsilon_rms_norm(x: Tensor, eps: float) -> Tensor:
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class SimpleRMSNorm(nn.Module):
@@ -61,6 +70,19 @@ class GatedRMSNorm(nn.Module):
         return self.weight * simple_rms_norm(x) * torch.sigmoid(self.gate * x)
 
 
+class EpsilonRMSNorm(nn.Module):
+    """weight ⊙ x / √(mean(x²) + eps) over the last axis of (..., dim) (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        return self.weight * _epsilon_rms_norm(x, self.eps)
+
+
 class ScaleNorm(nn.Module):
     """g · x / √(mean(x²) + 1e-5) with one learned scalar g, over the last axis of (..., dim)."""
 
@@ -70,13 +92,14 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., dim)."""
-        wide = _widen(x)
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+        return self.weight * _epsilon_rms_norm(x, 1e-5)
 
 
-NORMS: dict[str, type[nn.Module]] = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": nn.LayerNorm,
     "rmsnorm": RMSNorm,
+    "rmsnorm_1e-5": functools.partial(EpsilonRMSNorm, eps=1e-5),
+    "rmsnorm_1e-6": functools.partial(EpsilonRMSNorm, eps=1e-6),
     "simple_rmsnorm": SimpleRMSNorm,
     "gated_rmsnorm": GatedRMSNorm,
     "scalenorm": ScaleNorm,
