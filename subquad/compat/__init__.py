@@ -1,6 +1,6 @@
 """Reading the checkpoints that others wrote. Nothing else imports it."""
 
-from subquad.compat import fla, hgrn, tnn, transformer
+from subquad.compat import fla, hgrn, lra, primal, tnn, tnn_grid, transformer, vit
 from subquad.compat.reference import from_reference
 
-__all__ = ["fla", "from_reference", "hgrn", "tnn", "transformer"]
+__all__ = ["fla", "from_reference", "hgrn", "lra", "primal", "tnn", "tnn_grid", "transformer", "vit"]

@@ -55,8 +55,8 @@ class PublishedTNO(TNO):
     Args:
         dim: Channels.
         causal: As in `TNO`.
-        par_type: Positions that the encoder sees, for lag k and length n: 1 is k, 2 is k/(n−1), 3 is exp(k/(n−1)).
-            With 2 and 3 the kernel depends on the length, and a state of another length says nothing.
+        par_type: Positions that the encoder sees, for lag k and length n: 1 is k, 2 is k/(n−1), 3 is exp(k/(n−1));
+            a window shorter than n takes its place. With 2 and 3 the kernel depends on the length, and a state of another length says nothing.
         normalize: Whether the output is divided by the operator of a sequence of ones.
         **options: As in `TNO`.
     """
@@ -71,7 +71,8 @@ class PublishedTNO(TNO):
         lags = super().positions(length)
         if self.par_type == 1:
             return lags
-        share = lags.double() / max(length - 1, 1)
+        longest = min(length, self.window or length)
+        share = lags.double() / max(longest - 1, 1)
         return share if self.par_type == 2 else share.exp()
 
     def kernel(self, length: int) -> Tensor:
