@@ -228,6 +228,47 @@ def compare(
     typer.echo(page)
 
 
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint of fairseq, Lightning or torch, or a Hugging Face folder.")
+    ],
+    output: Annotated[Path, typer.Option(help="Run folder to write.")],
+    family: Annotated[str | None, typer.Option(help="Published family. Default: recognised from the weights.")] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="dict.txt of fairseq that was used in training.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="word, gpt2-bpe:FOLDER or one of Hugging Face. Default: word with a dictionary.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON with options that the checkpoint does not store.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set such an option; may be repeated."),
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into a run folder; runs nothing that is in it."""
+    from subquad.compat.convert import convert
+
+    made = convert(
+        checkpoint,
+        output,
+        family=family,
+        config=config,
+        overrides=overrides or (),
+        dictionary=dictionary,
+        tokenizer=tokenizer,
+    )
+    rows = [["family", made.family], ["preset", made.preset or "–"], ["parameters", f"{made.parameters:,}"]]
+    rows.append(["tokens", _number(made.vocabulary, ",")])
+    rows.append(["a token is", made.unit or "not known (no --dictionary, no --tokenizer)"])
+    for name, value in rows:
+        typer.echo(f"{name:<12}{value}")
+    typer.echo(made.folder)
+
+
 recipes = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="List the recipes, or show one.")
 app.add_typer(recipes, name="recipes")
 
@@ -249,10 +290,13 @@ def list_recipes() -> None:
 
 @recipes.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
-    """Print a recipe."""
-    from subquad.training.recipe import recipe_text
+    """Print a recipe; one that extends another is followed by all of its entries."""
+    from subquad.training.recipe import load_recipe, recipe_text
 
-    typer.echo(recipe_text(name), nl=False)
+    text = recipe_text(name)
+    typer.echo(text, nl=False)
+    if "\nextends:" in text:
+        typer.echo("\n---\n" + load_recipe(name).to_yaml(), nl=False)
 
 
 @app.command()

@@ -6,7 +6,8 @@ encoded. There, a literal `</s>` is ordinary text (in the word level: a word), a
 items.
 
 Every vocabulary made here begins with fairseq's four special symbols: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3. Causal
-models are never fed `<s>`: `</s>` ends one item and begins the next, so it is the `bos_token` as well.
+models are never fed `<s>`: `</s>` ends one item and begins the next, so it is the `bos_token` as well. Masked models
+have `<s>` before each block, and one more symbol, `<mask>`, behind all others (`Tokenizer.add_mask`).
 """
 
 import gzip
@@ -43,6 +44,8 @@ _WHITE_SPACE = "".join(f"\\x{{{ord(c):x}}}" for c in map(chr, range(0x3001)) if 
 @dataclass(frozen=True)
 class Vocabulary:
     """What token ids mean.
+
+    A `<mask>` behind all other ids is not counted: text never holds it.
 
     Args:
         unit: What a token is: `byte`, `bpe:8192`, `word`, `gpt2-bpe`, or the name of a tokenizer.
@@ -98,20 +101,50 @@ class Tokenizer:
     def vocabulary(self) -> Vocabulary:
         """Size, hash and special ids."""
         if self.dictionary:
-            content: Any = self.dictionary.symbols
+            size, content = len(self.dictionary), cast(Any, self.dictionary.symbols)
         else:
             state = json.loads(self.fast.backend_tokenizer.to_str())
-            content = [
-                state["model"],
-                state["normalizer"],
-                state["pre_tokenizer"],
-                sorted(self.fast.get_added_vocab().items()),
-            ]
+            # A mask that is no part of the model was put behind it.
+            size = len(self.fast) - (self.mask_id is not None and self.mask_id >= _num_model_ids(self.fast))
+            added = {token: i for token, i in self.fast.get_added_vocab().items() if i < size}
+            content = [state["model"], state["normalizer"], state["pre_tokenizer"], sorted(added.items())]
         eos_id = cast(int, self.fast.eos_token_id)
         pad_id = self.fast.pad_token_id
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        size = len(self.dictionary or self.fast)
         return Vocabulary(self.unit, size, digest, eos_id, eos_id if pad_id is None else cast(int, pad_id))
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id of `<mask>`; None where there is none."""
+        return self.fast.mask_token_id
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids a model needs: those of the vocabulary, and `<mask>` where it stands behind them."""
+        return max(self.vocabulary.size, (self.mask_id or 0) + 1)
+
+    @property
+    def cls_id(self) -> int:
+        """The id that stands before a block of a masked model; the end symbol where there is none for it."""
+        ids = (self.fast.cls_token_id, self.fast.bos_token_id, self.fast.eos_token_id)
+        return next(i for i in ids if i is not None)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of all symbols that are no text, but for `<mask>`."""
+        return sorted({*self.fast.all_special_ids} - {self.mask_id})
+
+    def add_mask(self) -> None:
+        """Put `<mask>` behind all other ids, as fairseq's task does, where there is no mask yet.
+
+        Raises:
+            DataError: The dictionary gives a symbol twice, so the ids have gaps.
+        """
+        if self.mask_id is not None:
+            return
+        if self.dictionary and _num_model_ids(self.fast) < len(self.dictionary):
+            raise DataError(f"tokenizer {self.unit}: its dict.txt overwrites symbols: no <mask> can be put behind them")
+        self.fast.add_special_tokens({"mask_token": "<mask>"})
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: without an end symbol, except where a line ends in a line-wise vocabulary."""
@@ -202,7 +235,7 @@ def load_tokenizer(name: Path | str) -> Tokenizer:
         DataError: There is none.
     """
     try:
-        fast = AutoTokenizer.from_pretrained(name)
+        fast = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the many kinds that network, hub and file formats raise
         raise DataError(
             f"tokenizer {name}: not bytes, bpe:SIZE, word, gpt2-bpe[:FOLDER], nor of Hugging Face ({_reason(error)})"
@@ -211,11 +244,14 @@ def load_tokenizer(name: Path | str) -> Tokenizer:
         raise DataError(f"tokenizer {name}: {type(fast).__name__} is not a fast tokenizer")
     unit = fast.init_kwargs.get("unit")
     if unit == "byte":
-        return _byte_tokenizer()
+        tokenizer = _byte_tokenizer()
+        if fast.mask_token_id is not None:
+            tokenizer.add_mask()
+        return tokenizer
     if unit not in ("word", "gpt2-bpe"):
         return Tokenizer(fast, unit=unit if isinstance(unit, str) else f"hf:{Path(name).name}")
     dictionary = Dictionary.load(Path(name) / "dict.txt")
-    if len(fast) != len(dictionary.index()):
+    if _num_model_ids(fast) != len(dictionary.index()):
         raise DataError(f"tokenizer {name}: dict.txt and tokenizer.json do not belong together")
     return Tokenizer(fast, unit=unit, line_wise=True, dictionary=dictionary)
 
@@ -249,6 +285,7 @@ def build_tokenizer(
     text_column: str = "text",
     min_count: int = 0,
     max_size: int | None = None,
+    dictionary: Dictionary | None = None,
 ) -> Tokenizer:
     """Make a tokenizer.
 
@@ -260,6 +297,7 @@ def build_tokenizer(
         text_column: Column of the text in `data`.
         min_count: `word`: rarer words become `<unk>`.
         max_size: `word`: largest vocabulary.
+        dictionary: `word` and `gpt2-bpe`: fairseq's dictionary, instead of one that is learned or found.
 
     Raises:
         DataError: The spec is not understood, or what it needs is missing.
@@ -267,7 +305,9 @@ def build_tokenizer(
     if spec == "bytes":
         return _byte_tokenizer()
     if spec == "gpt2-bpe" or spec.startswith("gpt2-bpe:"):
-        return _gpt2_tokenizer(spec.partition(":")[2])
+        return _gpt2_tokenizer(spec.partition(":")[2], dictionary)
+    if spec == "word" and dictionary is not None:
+        return _word_tokenizer(dictionary)
     if spec != "word" and not spec.startswith("bpe:"):
         return load_tokenizer(spec)
     if data is None:
@@ -285,6 +325,11 @@ def split_lines(text: str) -> list[str]:
     """Lines as a file in text mode gives them, without their ends; no text is one empty line."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if len(lines) > 1 and lines[-1] == "" else lines
+
+
+def _num_model_ids(fast: PreTrainedTokenizerFast) -> int:
+    """Number of ids without those that were added behind the model's."""
+    return fast.backend_tokenizer.get_vocab_size(with_added_tokens=False)
 
 
 def _wrap(backend: hf.Tokenizer) -> PreTrainedTokenizerFast:
@@ -333,12 +378,11 @@ def _word_tokenizer(dictionary: Dictionary) -> Tokenizer:
     return Tokenizer(_wrap(backend), unit="word", line_wise=True, dictionary=dictionary)
 
 
-def _gpt2_tokenizer(folder: str) -> Tokenizer:
+def _gpt2_tokenizer(folder: str, dictionary: Dictionary | None) -> Tokenizer:
     """GPT-2's BPE whose ids are 4 + the line of the GPT-2 id in fairseq's `dict.txt`."""
     read = _folder_reader(folder) if folder else _hub_reader("FacebookAI/roberta-base")
     name = f"gpt2-bpe:{folder}" if folder else "gpt2-bpe"
     merge_text = read("vocab.bpe") or read("merges.txt")
-    dict_text, vocab_text = read("dict.txt"), read("vocab.json")
     if merge_text is None:
         raise DataError(f"{name}: no vocab.bpe and no merges.txt")
     merges = [tuple(line.split(" ")) for line in merge_text.split("\n") if line and not line.startswith("#version")]
@@ -347,13 +391,18 @@ def _gpt2_tokenizer(folder: str) -> Tokenizer:
     # The order in which GPT-2 counts its ids: bytes, printable ones first, merges, end of text.
     symbols = _byte_symbols()
     tokens = sorted(symbols) + ["".join(merge) for merge in merges] + ["<|endoftext|>"]
-    if dict_text is not None:
-        dictionary = Dictionary.parse(dict_text, f"{name}/dict.txt")
-    elif vocab_text is not None:
-        dictionary = _dictionary_of_roberta(vocab_text, tokens, name)
-    else:
-        raise DataError(f"{name}: no dict.txt of fairseq, and no vocab.json of RoBERTa")
+    if dictionary is None:
+        dictionary = _gpt2_dictionary(read, tokens, name)
     return _gpt2_from(dictionary, tokens, merges, name)
+
+
+def _gpt2_dictionary(read: Callable[[str], str | None], tokens: list[str], name: str) -> Dictionary:
+    """The dictionary of fairseq beside the merges: `dict.txt`, or in RoBERTa's `vocab.json`."""
+    if (text := read("dict.txt")) is not None:
+        return Dictionary.parse(text, f"{name}/dict.txt")
+    if (text := read("vocab.json")) is not None:
+        return _dictionary_of_roberta(text, tokens, name)
+    raise DataError(f"{name}: no dict.txt of fairseq, and no vocab.json of RoBERTa")
 
 
 def _gpt2_from(dictionary: Dictionary, tokens: list[str], merges: list[tuple[str, ...]], name: str) -> Tokenizer:

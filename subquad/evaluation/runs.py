@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import subquad.models  # noqa: F401 - makes them known to AutoModelForCausalLM
-from subquad.data import DataError, Tokenizer, TokenStream, load_tokenizer, prepare
-from subquad.data.sources import DataValue
+from subquad.data import DataError, Tokenizer, TokenStream, build_tokenizer, load_tokenizer, prepare
+from subquad.data.sources import DataValue, is_databin
 
 
 class Run:
@@ -201,7 +201,21 @@ class Run:
         if data is None:
             raise DataError(f"{self.folder}: its data is not known (no recipe.yaml): give the data")
         text_column = self._field(self.recipe, "data", "text_column") or "text"
-        return prepare(data, self.load_tokenizer(), text_column=text_column, progress=progress).splits[split]
+        return prepare(data, self._tokenizer_for(data), text_column=text_column, progress=progress).splits[split]
+
+    def _tokenizer_for(self, data: DataValue) -> Tokenizer:
+        """The tokenizer of the run; where a converted model has none, the dictionary of a data-bin folder."""
+        has_own = (self.folder / "tokenizer_config.json").is_file()
+        if has_own or not (isinstance(data, str | Path) and is_databin(data)):
+            return self.load_tokenizer()
+        words = build_tokenizer("word", data)
+        size, rows = words.vocabulary.size, self._field(self.config, "vocab_size", kind=int)
+        # Models of masked words have one more, the mask.
+        if size not in (rows, (rows or 0) - 1):
+            raise DataError(f"{data}: its dict.txt has {size} symbols, the model of {self.folder} {rows}")
+        # Whether the symbols are words or numbers of a BPE is not known.
+        unit = f"symbol of {Path(data).name}/dict.txt"
+        return Tokenizer(words.fast, unit=unit, line_wise=True, dictionary=words.dictionary)
 
     def _read_json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
         path = self.folder / name

@@ -1,0 +1,241 @@
+"""Checkpoints of others become run folders: what `subquad convert` does."""
+
+import dataclasses
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel
+
+from subquad._version import __version__
+from subquad.compat.checkpoints import Checkpoint, read_checkpoint
+from subquad.compat.recognize import Recognized, recognize
+from subquad.compat.reference import FAMILIES, from_reference
+from subquad.data import DataError, Tokenizer, build_tokenizer, load_tokenizer
+from subquad.data.dictionary import Dictionary
+from subquad.evaluation.files import written
+from subquad.evaluation.runs import quiet_transformers
+from subquad.models import SubquadConfig
+
+FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` made.
+
+    Args:
+        folder: The run folder.
+        family: The published family.
+        preset: The published name of the configuration, where the checkpoint tells.
+        parameters: Number of parameters.
+        vocabulary: Number of tokens; None for images.
+        unit: What a token is; None without a tokenizer.
+    """
+
+    folder: Path
+    family: str
+    preset: str | None
+    parameters: int
+    vocabulary: int | None
+    unit: str | None
+
+
+def convert(
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    family: str | None = None,
+    config: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    dictionary: Path | str | None = None,
+    tokenizer: str | None = None,
+) -> Converted:
+    """Read a checkpoint of a published code base, and write a run folder that computes the same.
+
+    Args:
+        checkpoint: See `read_checkpoint`.
+        output: Run folder to write; it must not hold anything.
+        family: A family of `from_reference`; default: recognised from the names of the tensors.
+        config: JSON file with published options, for a checkpoint that does not store them.
+        overrides: Published options, `key=value` with the value in YAML; they go before all others.
+        dictionary: fairseq's `dict.txt` that was used in training: line i is row i + 4 of the embedding.
+        tokenizer: "word" (default with a dictionary), "gpt2-bpe:FOLDER" with GPT-2's merges, or the name or folder of
+            a Hugging Face tokenizer.
+
+    Returns:
+        What was made.
+
+    Raises:
+        DataError: The checkpoint cannot be read safely, is not known, or contradicts what is given.
+        ValueError: Weights are missing, unexpected, of another shape or not finite (all of them are listed), or the
+            model has parts that no configuration describes.
+    """
+    output = Path(output)
+    _check_is_free(output)
+    source = read_checkpoint(checkpoint)
+    found = recognize(source.tensors, source.arguments, _given(config, overrides), family)
+    model = _build(source, found)
+    vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with written(output.resolve()) as folder:
+        folder.mkdir()
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        if vocabulary is not None:
+            vocabulary.save(folder)
+        _write(folder / "recipe.yaml", yaml.safe_dump(_recipe(model, found, vocabulary), sort_keys=False))
+        info = _provenance(source, found, model, vocabulary)
+        _write(folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        if output.is_dir():
+            output.rmdir()
+    return Converted(
+        folder=output,
+        family=found.family,
+        preset=_preset(found),
+        parameters=model.num_parameters(),
+        vocabulary=getattr(model.config, "vocab_size", None),
+        unit=vocabulary and vocabulary.unit,
+    )
+
+
+def _check_is_free(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise DataError(f"{output}: exists, and is not an empty folder; choose another output folder")
+
+
+def _given(config: Path | str | None, overrides: Iterable[str]) -> dict[str, Any]:
+    """What the person who converts says of the model."""
+    given: dict[str, Any] = {}
+    if config is not None:
+        try:
+            content = json.loads(Path(config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{config}: not a JSON file that can be read ({error})") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{config}: must be a JSON object of options and values")
+        given |= content
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not (sign and key):
+            raise DataError(f"an option has the form key=value, the value in YAML, got {override!r}")
+    return given
+
+
+def _build(source: Checkpoint, found: Recognized) -> Any:
+    """The model with its weights."""
+    name = f"{source.path}: recognised as {found.family}"
+    if found.family not in FAMILIES:
+        raise DataError(f"{name}, which this version cannot convert")
+    if found.task is None:
+        raise DataError(
+            f"{name}: a layer, no model. Take its module from subquad.compat.from_reference({found.family!r}, …) and "
+            "use it in a model of yours"
+        )
+    parameters = inspect.signature(FAMILIES[found.family]).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    # A file stores more than its model's options; what the person gave is held against them.
+    extra = set() if takes_all else set(source.arguments) - set(parameters)
+    config = {key: value for key, value in found.config.items() if key not in extra}
+    try:
+        model = from_reference(found.family, config, source.tensors)
+    except ValueError:
+        raise
+    # Arguments of the wrong kind fail anywhere in the construction.
+    except Exception as error:
+        raise DataError(f"{name}, but its arguments are not those of one ({type(error).__name__}: {error})") from error
+    if not isinstance(model, PreTrainedModel):
+        raise DataError(
+            f"{name}, which is no model that can be saved: use the module that "
+            f"subquad.compat.from_reference({found.family!r}, …) returns"
+        )
+    return model
+
+
+def _tokenizer(
+    source: Checkpoint, found: Recognized, dictionary: Path | str | None, spec: str | None, rows: int | None
+) -> Tokenizer | None:
+    """The tokenizer of the model, held against its vocabulary."""
+    if dictionary is not None:
+        words = Dictionary.load(dictionary)
+        if spec is None and sum(symbol.isdecimal() for symbol in words.symbols) > len(words) / 2:
+            raise DataError(
+                f"{dictionary}: its symbols are numbers, as of GPT-2's BPE: give the folder with vocab.bpe or "
+                "merges.txt, --tokenizer gpt2-bpe:FOLDER (or --tokenizer word, if they are words)"
+            )
+        if spec is not None and spec != "word" and not spec.startswith("gpt2-bpe"):
+            raise DataError(f"--dictionary belongs to the tokenizers word and gpt2-bpe, not to {spec}")
+        tokenizer = build_tokenizer(spec or "word", dictionary=words)
+    elif spec == "word":
+        raise DataError("--tokenizer word needs the dict.txt that was used in training: --dictionary FILE")
+    elif spec is not None:
+        tokenizer = build_tokenizer(spec)
+    elif source.path.is_dir() and (source.path / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(source.path)
+    else:
+        return None
+    if rows is None:
+        raise DataError(f"a {found.family} has no vocabulary: leave --dictionary and --tokenizer out")
+    size = tokenizer.vocabulary.size
+    # fairseq has a row for each symbol, and one for the mask; other embeddings are padded to a round number.
+    fits = size in (rows, rows - (found.task == "masked-lm")) if tokenizer.dictionary else size <= rows
+    if not fits:
+        raise DataError(
+            f"{dictionary or spec or source.path}: {size} symbols, the model has {rows} rows in its embedding: "
+            "it is not the vocabulary that was used in training"
+        )
+    return tokenizer
+
+
+def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What the other commands ask a recipe for; the data and the training are not known."""
+    config = model.config
+    defaults = {option.name: option.default for option in dataclasses.fields(SubquadConfig)}
+    own = [name for name in SubquadConfig.__annotations__ if name in defaults and name not in FROM_TOKENIZER]
+    options = {name: getattr(config, name) for name in own if getattr(config, name, None) != defaults[name]}
+    options.pop("layer_types", None)
+    data = {"tokenizer": tokenizer and tokenizer.unit, "block_size": found.config.get("tokens_per_sample")}
+    return {
+        "task": found.task,
+        "model": options,
+        "data": {key: value for key, value in data.items() if isinstance(value, str | int)},
+    }
+
+
+def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "status": "converted",
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "source": {
+            "name": source.path.name,
+            "sha256": source.sha256(),
+            "family": found.family,
+            "preset": _preset(found),
+            **source.progress,
+            "config": found.config,
+        },
+        "vocabulary": tokenizer and tokenizer.vocabulary.as_dict(),
+        "parameters": model.num_parameters(),
+    }
+
+
+def _preset(found: Recognized) -> str | None:
+    preset = found.config.get("arch")
+    return preset if isinstance(preset, str) else None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
