@@ -10,6 +10,9 @@ from subquad._version import __version__
 _EXPORTS = {
     "SubquadConfig": "subquad.models",
     "SubquadForCausalLM": "subquad.models",
+    "SubquadForImageClassification": "subquad.models",
+    "SubquadForMaskedLM": "subquad.models",
+    "SubquadForSequenceClassification": "subquad.models",
     "SubquadModel": "subquad.models",
     "build_mixer": "subquad.mixers",
     "register_mixer": "subquad.mixers",

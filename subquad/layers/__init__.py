@@ -3,7 +3,8 @@
 from subquad.layers.activations import ACTIVATIONS, activation
 from subquad.layers.channel_mixers import FFN, GLU, build_channel_mixer
 from subquad.layers.lower_bounds import LowerBounds, forget_gate, shared_lower_bounds
-from subquad.layers.norms import NORMS, build_norm
+from subquad.layers.norms import NORMS, BatchNorm, apply_norm, build_norm
+from subquad.layers.patches import PATCH_EMBEDDINGS, PatchEmbedding, build_patch_embedding
 from subquad.layers.positions import SinusoidalPositions, apply_rotary
 from subquad.layers.relative_position_encoder import RelativePositionEncoder
 
@@ -12,13 +13,18 @@ __all__ = [
     "FFN",
     "GLU",
     "NORMS",
+    "PATCH_EMBEDDINGS",
+    "BatchNorm",
     "LowerBounds",
+    "PatchEmbedding",
     "RelativePositionEncoder",
     "SinusoidalPositions",
     "activation",
+    "apply_norm",
     "apply_rotary",
     "build_channel_mixer",
     "build_norm",
+    "build_patch_embedding",
     "forget_gate",
     "shared_lower_bounds",
 ]

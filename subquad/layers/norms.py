@@ -1,4 +1,4 @@
-"""Norms over the last axis, by name.
+"""Norms by name: over the last axis, and one over positions.
 
 The root-mean-square norms add their epsilon to the root, x / (‖x‖₂/√d + 1e-8), as the published models do (TNN,
 arXiv 2305.04749; TransNormer, arXiv 2210.10340). They are computed in float32 at least: 1e-8 underflows in float16.
@@ -95,6 +95,33 @@ class ScaleNorm(nn.Module):
         return self.weight * _epsilon_rms_norm(x, 1e-5)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm of each feature over all positions of (batch, length, dim) (Ioffe & Szegedy 2015, arXiv 1502.03167).
+
+    In training the statistics are those of the batch, which a running average keeps for evaluation (momentum 0.1).
+    Padding is left out of them, and has the output zero in training.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: (batch, length, dim).
+            mask: (batch, length) bool or longer, True for real tokens; the last `length` columns are those of `x`.
+        """
+        if mask is None or not self.training:
+            return super().forward(x.flatten(0, -2)).view_as(x)
+        mask = mask[:, -x.shape[1] :]
+        y = torch.zeros_like(x)
+        y[mask] = super().forward(x[mask])
+        return y
+
+
+def apply_norm(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Normalise `x` (batch, length, dim); a norm over positions is told by `mask` which of them are padding."""
+    return norm(x, mask) if isinstance(norm, BatchNorm) else norm(x)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layernorm": nn.LayerNorm,
     "rmsnorm": RMSNorm,
@@ -103,6 +130,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "simple_rmsnorm": SimpleRMSNorm,
     "gated_rmsnorm": GatedRMSNorm,
     "scalenorm": ScaleNorm,
+    "batchnorm": BatchNorm,
 }
 
 

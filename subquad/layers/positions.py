@@ -7,30 +7,40 @@ from torch import Tensor, nn
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed position vectors [sin(p ω_0 … ω_{d/2−1}), cos(same)] with ω_k = 10000^(−k/(d/2−1)).
+    """Fixed position vectors of sines and cosines (Vaswani et al. 2017, arXiv 1706.03762). Nothing is stored.
 
-    The form of fairseq and tensor2tensor: sines and cosines are concatenated, not interleaved. Nothing is stored.
+    Two forms are in use. Concatenated (fairseq, tensor2tensor): [sin(p ω_0 … ω_{d/2−1}), cos(same)] with
+    ω_k = 10000^(−k/(d/2−1)). Interleaved (the paper, Long Range Arena): sin(p ω_0), cos(p ω_0), sin(p ω_1), … with
+    ω_k = 10000^(−2k/d).
 
     Args:
-        dim: Features, at least 4; an odd dim ends in a zero column.
+        dim: Features, at least 4; with an odd dim the concatenated form ends in a zero column.
+        interleaved: Whether sines and cosines alternate.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, interleaved: bool = False):
         super().__init__()
         if dim < 4:
             raise ValueError(f"sinusoidal positions need at least 4 features, got {dim}")
         self.dim = dim
+        self.interleaved = interleaved
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Vectors (..., dim) of integer `positions` (...), float32; negative positions have the zero vector."""
-        half = self.dim // 2
-        steps = torch.arange(half, dtype=torch.float32, device=positions.device)
-        frequencies = torch.exp(steps * -(math.log(10000.0) / (half - 1)))
-        angles = positions.unsqueeze(-1).float() * frequencies
-        vectors = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        if self.dim % 2:
-            vectors = nn.functional.pad(vectors, (0, 1))
-        return vectors * (positions >= 0).unsqueeze(-1)
+    def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Vectors (..., dim) of integer `positions` (...); negative positions have the zero vector.
+
+        They are computed in float32 at least, and returned in `dtype`.
+        """
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        half = (self.dim + 1) // 2 if self.interleaved else self.dim // 2
+        steps = torch.arange(half, dtype=wide, device=positions.device)
+        longest = self.dim / 2 if self.interleaved else half - 1
+        angles = positions.unsqueeze(-1).to(wide) * torch.exp(steps * -(math.log(10000.0) / longest))
+        if self.interleaved:
+            vectors = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., : self.dim]
+        else:
+            vectors = torch.cat([angles.sin(), angles.cos()], dim=-1)
+            vectors = nn.functional.pad(vectors, (0, self.dim % 2))
+        return (vectors * (positions >= 0).unsqueeze(-1)).to(dtype)
 
 
 def apply_rotary(x: Tensor, offset: int = 0, base: float = 10000.0) -> Tensor:

@@ -10,7 +10,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from subquad.layers import SinusoidalPositions, build_channel_mixer, build_norm
+from subquad.layers import (
+    SinusoidalPositions,
+    apply_norm,
+    build_channel_mixer,
+    build_norm,
+    build_patch_embedding,
+)
 from subquad.mixers import MIXERS, State, build_mixer
 from subquad.models.cache import read_state, write_state
 from subquad.models.configuration import SubquadConfig
@@ -33,9 +39,15 @@ class Block(GradientCheckpointingLayer):
         assert config.channel_mixer is not None
         self.channel_mixer = build_channel_mixer(config.channel_mixer, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = config.drop_path * index / max(config.num_hidden_layers - 1, 1)
 
     def forward(
-        self, x: Tensor, state: State | None = None, shared: dict[str, Tensor] | None = None, **masks: Tensor | None
+        self,
+        x: Tensor,
+        state: State | None = None,
+        shared: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, State | None, dict[str, Tensor]]:
         """Run the block.
 
@@ -43,24 +55,34 @@ class Block(GradientCheckpointingLayer):
             x: (batch, length, dim).
             state: The token mixer's state.
             shared: The token mixer's part of its shared module.
-            **masks: `mask` and `cu_seqlens` of the token mixer.
+            mask: (batch, length) bool or longer, True for real tokens, as in `Mixer`.
+            cu_seqlens: (num_sequences + 1,) int, as in `Mixer`.
 
         Returns:
             y (batch, length, dim), the token mixer's state, and the auxiliary losses that it added.
         """
-        mixed, state = self.token_mixer(self._before(self.token_norm, x), state, **masks, **(shared or {}))
-        x = self._after(self.token_norm, x, self.dropout(mixed))
-        mixed = self.channel_mixer(self._before(self.channel_norm, x))
-        y = self._after(self.channel_norm, x, self.dropout(mixed))
+        mixed = self._before(self.token_norm, x, mask)
+        mixed, state = self.token_mixer(mixed, state, mask=mask, cu_seqlens=cu_seqlens, **(shared or {}))
+        x = self._after(self.token_norm, x, self.dropout(mixed), mask)
+        mixed = self.channel_mixer(self._before(self.channel_norm, x, mask))
+        y = self._after(self.channel_norm, x, self.dropout(mixed), mask)
         return y, state, self.token_mixer.take_auxiliary_losses()
 
-    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if self.norm_position == "pre" else x
+    def _before(self, norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        return apply_norm(norm, x, mask) if self.norm_position == "pre" else x
 
-    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        if self.norm_position == "pre":
-            return x + branch
-        return norm(x + branch) if self.norm_position == "post" else x + norm(branch)
+    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm_position == "branch":
+            branch = apply_norm(norm, branch, mask)
+        y = x + self._skip(branch)
+        return apply_norm(norm, y, mask) if self.norm_position == "post" else y
+
+    def _skip(self, branch: Tensor) -> Tensor:
+        """Stochastic depth: a branch (batch, length, dim) is left out for some examples, and larger for the others."""
+        if not self.training or not self.drop_path:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
+        return branch * (kept / (1 - self.drop_path)).to(branch.dtype)
 
 
 class SubquadPreTrainedModel(PreTrainedModel):
@@ -75,18 +97,34 @@ class SubquadPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Every module knows its initial values; only the two matrices over the vocabulary are the model's business.
         parameters = list(module.parameters())
         if parameters and all(getattr(p, "_is_hf_initialized", False) for p in parameters):
             return
+        std = self.initializer_range
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            std = self.config.embedding_initializer_range or std or module.embedding_dim**-0.5
+            nn.init.normal_(module.weight, std=std)
             if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.Linear) and module is self.get_output_embeddings():
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            _init_linear(module, std or module.in_features**-0.5)
         elif callable(reset := getattr(module, "reset_parameters", None)):
+            # Every module knows its initial values; a mixer sets those of the maps inside it too.
             reset()
+            for part in module.modules():
+                if std is not None and isinstance(part, nn.Linear):
+                    _init_linear(part, std)
+
+    @property
+    def initializer_range(self) -> float | None:
+        """Standard deviation of the initial weights of linear maps; None: what the modules choose."""
+        return self.config.initializer_range
+
+
+def _init_linear(linear: nn.Linear, std: float) -> None:
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 @dataclass
@@ -97,7 +135,7 @@ class BackboneOutput(BaseModelOutputWithPast):
 
 
 class SubquadModel(SubquadPreTrainedModel):
-    """The backbone: token embedding, blocks, final norm.
+    """The backbone: embedding of tokens, numbers or patches of images, then blocks and a final norm.
 
     Args:
         config: Configuration of the model.
@@ -106,16 +144,28 @@ class SubquadModel(SubquadPreTrainedModel):
     def __init__(self, config: SubquadConfig):
         super().__init__(config)
         dim = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=config.pad_token_id)
+        if config.image_size is not None:
+            assert config.patch_embedding is not None
+            self.main_input_name = "pixel_values"
+            self.embed_inputs = build_patch_embedding(
+                config.patch_embedding, config.embedding_dim, config.image_size, config.num_channels
+            )
+        elif config.input_features is not None:
+            self.main_input_name = "input_values"
+            self.embed_inputs = nn.Linear(config.input_features, config.embedding_dim)
+        else:
+            self.main_input_name = "input_ids"
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=config.pad_token_id)
         self.project_in = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim != dim else None
         self.positions: nn.Module | None = None
-        if config.position_embedding == "sinusoidal":
-            self.positions = SinusoidalPositions(dim)
-        elif config.position_embedding == "learned":
+        if config.position_embedding == "learned":
             assert config.max_position_embeddings is not None
             self.positions = nn.Embedding(config.max_position_embeddings + config.position_offset, dim)
+        elif config.position_embedding is not None:
+            self.positions = SinusoidalPositions(dim, interleaved=config.position_embedding != "sinusoidal")
         self.embedding_norm = build_norm(config.embedding_norm, dim)
-        self.dropout = nn.Dropout(config.dropout)
+        dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_hidden_layers))
         self.shared = nn.ModuleDict(self._shared_modules())
         self.final_norm = build_norm(config.final_norm, dim)
@@ -137,6 +187,8 @@ class SubquadModel(SubquadPreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        input_values: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -146,10 +198,13 @@ class SubquadModel(SubquadPreTrainedModel):
 
         Args:
             input_ids: (batch, length) int64.
-            attention_mask: (batch, length), or (batch, stored + length) with a cache; 0 for padding.
+            attention_mask: (batch, length), or (batch, stored + length) with a cache; 0 for padding, see `padding` in
+                the configuration.
             position_ids: (batch, length) int64, counted from 0; default: what the mask and the cache say.
             past_key_values: Cache to continue after, updated in place.
-            inputs_embeds: (batch, length, embedding_size), in place of `input_ids`.
+            inputs_embeds: (batch, length, embedding_size), in place of the other inputs.
+            input_values: (batch, length, input_features), of a model with `input_features`.
+            pixel_values: (batch, channels, height, width), of a model with `image_size`.
             cu_seqlens: (num_sequences + 1,) int, boundaries of sequences packed into one row (batch 1).
             use_cache: Whether to return a cache; default: the configuration's, and never in training.
             output_hidden_states: Whether to return the input of every block and the final output.
@@ -160,22 +215,24 @@ class SubquadModel(SubquadPreTrainedModel):
             `auxiliary_losses`, the mean over the layers that add one, by name.
 
         Raises:
-            ValueError: If arguments exclude each other.
+            ValueError: If arguments exclude each other, or are not what this model takes.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either `input_ids` or `inputs_embeds`")
+        embeddings = self._embeddings(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, input_values=input_values, pixel_values=pixel_values
+        )
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         use_cache = use_cache and self.config.causal and cu_seqlens is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         length = embeddings.shape[1]
         stored = past_key_values.get_seq_length() if past_key_values is not None else 0
         mask = None
-        if attention_mask is not None and (torch.compiler.is_compiling() or not attention_mask.all()):
-            mask = attention_mask.bool()
-        x = self._embed(embeddings, _positions(position_ids, mask, cu_seqlens, stored, embeddings))
+        if attention_mask is not None and self.config.padding != "ordinary":
+            mask = attention_mask.bool() if torch.compiler.is_compiling() or not attention_mask.all() else None
+        x = self._embed(embeddings, _positions(position_ids, mask, cu_seqlens, stored, embeddings), mask)
+        if self.config.padding == "zeroed" and mask is not None:
+            x, mask = x * mask[:, -length:].unsqueeze(-1), None
 
         shared = {kind: iter(module()) for kind, module in self.shared.items()}
         hidden_states = (x,) if output_hidden_states else None
@@ -193,7 +250,7 @@ class SubquadModel(SubquadPreTrainedModel):
                 write_state(past_key_values, index, state_type, state, stored + length)
             if hidden_states is not None:
                 hidden_states = (*hidden_states, x)
-        x = self.final_norm(x)
+        x = apply_norm(self.final_norm, x, mask)
         if self.project_out is not None:
             x = self.project_out(x)
         return BackboneOutput(
@@ -203,7 +260,17 @@ class SubquadModel(SubquadPreTrainedModel):
             auxiliary_losses={name: torch.stack(losses).mean() for name, losses in auxiliary.items()} or None,
         )
 
-    def _embed(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+    def _embeddings(self, **inputs: Tensor | None) -> Tensor:
+        """Embeddings (batch, length, embedding_size) of the one input that is given."""
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        if list(given) not in ([self.main_input_name], ["inputs_embeds"]):
+            raise ValueError(f"pass either `{self.main_input_name}` or `inputs_embeds`")
+        ((name, tensor),) = given.items()
+        if name == "inputs_embeds":
+            return tensor
+        return self.embed_tokens(tensor) if name == "input_ids" else self.embed_inputs(tensor)
+
+    def _embed(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Embeddings (batch, length, embedding_size) to the first block's input; `positions` are −1 for padding."""
         x = embeddings
         if self.config.scale_embedding:
@@ -213,16 +280,16 @@ class SubquadModel(SubquadPreTrainedModel):
         if self.positions is not None:
             shifted = positions + self.config.position_offset
             if isinstance(self.positions, nn.Embedding):
-                if int(shifted.max()) >= self.positions.num_embeddings:
+                if not torch.compiler.is_compiling() and int(shifted.max()) >= self.positions.num_embeddings:
                     raise ValueError(
                         f"position {int(positions.max())} is beyond the {self.config.max_position_embeddings} learned "
                         "positions of this model: use a shorter sequence"
                     )
                 vectors = self.positions(shifted.clamp_min(0)) * (positions >= 0).unsqueeze(-1)
             else:
-                vectors = self.positions(shifted.where(positions >= 0, -1))
+                vectors = self.positions(shifted.where(positions >= 0, -1), x.dtype)
             x = x + vectors.to(x.dtype)
-        return self.dropout(self.embedding_norm(x))
+        return self.dropout(apply_norm(self.embedding_norm, x, mask))
 
 
 def _positions(

@@ -33,6 +33,8 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if not config.causal:
             raise ValueError("a causal language model needs `causal: true` in its configuration")
+        if "batchnorm" in (config.norm, config.final_norm, config.embedding_norm):
+            raise ValueError("batch norm sees later tokens in training: a causal language model needs another norm")
         self.model = SubquadModel(config)
         self.lm_head = nn.Linear(config.output_dim, config.vocab_size, bias=False)
         self.post_init()

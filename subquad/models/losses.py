@@ -37,6 +37,37 @@ def token_loss(
     return total / count
 
 
+def label_loss(logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
+    """Loss of one label for each example, summed over examples and divided by their number.
+
+    Cross-entropy in nats; of a single logit the squared error.
+
+    Args:
+        logits: (batch, num_labels); half precision is widened to float32.
+        labels: (batch,) int64, −100 is not scored; or (batch, num_labels) probabilities; of one logit (batch,) numbers.
+        num_items_in_batch: Number to divide by instead, where a batch is part of a larger one.
+
+    Raises:
+        ValueError: If labels are neither.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    if wide.shape[-1] == 1:
+        total = F.mse_loss(wide.flatten(), labels.flatten().to(wide.dtype), reduction="sum")
+        count = len(labels)
+    elif labels.shape == wide.shape:
+        total = F.cross_entropy(wide, labels.to(wide.dtype), reduction="sum")
+        count = len(labels)
+    elif labels.shape == wide.shape[:1] and not labels.is_floating_point():
+        total = F.cross_entropy(wide, labels, ignore_index=-100, reduction="sum")
+        count = (labels != -100).sum().clamp_min(1)
+    else:
+        raise ValueError(
+            f"`labels` must be {len(wide)} class numbers or probabilities {tuple(wide.shape)}, got {labels.dtype} "
+            f"{tuple(labels.shape)}"
+        )
+    return total / (count if num_items_in_batch is None else num_items_in_batch)
+
+
 def add_auxiliary_losses(
     loss: Tensor,
     outputs: BackboneOutput,
