@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subquad.compat.reference import Conversion, Rules, activation_name, check_options
-from subquad.compat.residual import Residual
 from subquad.layers import FFN, GLU, SinusoidalPositions
 from subquad.layers import activation as get_activation
 from subquad.layers.norms import BatchNorm
@@ -169,6 +168,30 @@ def _ffn(dim: int, *, expand: float = 2, dropout: float = 0.0, transposed: bool 
     return nn.Sequential(FFN(dim, dim * int(expand), "gelu"), nn.Dropout(dropout))
 
 
+class Residual(nn.Module):
+    """One layer with a norm and a shortcut.
+
+    Args:
+        layer: f, called as f(x, **shared).
+        norm: Norm of (batch, length, dim).
+        prenorm: x + f(norm(x)), else norm(x + f(x)).
+        dropout: Probability of dropping entries of what the layer returns.
+    """
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, prenorm: bool, dropout: float):
+        super().__init__()
+        self.layer = layer
+        self.norm = norm
+        self.prenorm = prenorm
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, **shared: Any) -> Tensor:
+        """Run the block on `x` (batch, length, dim)."""
+        if self.prenorm:
+            return x + self.dropout(self.layer(self.norm(x), **shared))
+        return self.norm(x + self.dropout(self.layer(x, **shared)))
+
+
 class Backbone(nn.Module):
     """The residual blocks, called on (batch, length, dim); arguments but the first and the last as published.
 
@@ -205,9 +228,8 @@ class Backbone(nn.Module):
         assert len(mixers) == n_layers
         model = {"d_model": d_model, "dropout": dropout}
         layers = [f for mixer in mixers for f in (mixer, channel_mixer(layer[-1], model))]
-        position = "pre" if prenorm else "post"
         self.dim = d_model
-        self.layers = nn.ModuleList(Residual(f, build_norm(norm, d_model), position, dropout) for f in layers)
+        self.layers = nn.ModuleList(Residual(f, build_norm(norm, d_model), prenorm, dropout) for f in layers)
         self.norm = build_norm(norm if prenorm else None, d_model)
         self.shared = shared
 

@@ -362,31 +362,23 @@ class Grids(nn.Module):
         return self.unit(x.flatten(1, 2))[0].view_as(x)
 
 
-def _image_unit(grid: tuple[int, int], config: dict[str, Any]) -> tuple[ImageGTU2D, Rules]:
-    norm_type = config.get("norm_type", "simplermsnorm")
-    if norm_type != "simplermsnorm":
-        # All that this code has beside it.
-        config = {**config, "norm_type": "layernorm"}
-    options, published = tnn._unit(**config)
-    height, width = grid
-    unit = ImageGTU2D(
-        config["embed_dim"],
-        config.get("causal", False),
-        height=height,
-        width=width,
-        combine="sum",
-        **options,
-        **published,
-    )
-    return unit, [*GRID_NAMES, *tnn._operator_names("simplermsnorm", options["rpe_layers"]), *UNIT_NAMES]
+def _image_names(rpe_layers: int) -> Rules:
+    """Names inside a unit of the image models."""
+    return [*GRID_NAMES, *tnn._operator_names("simplermsnorm", rpe_layers), *UNIT_NAMES]
 
 
 @register_family("tnn.im_gtu")
 def im_gtu(tensors: dict[str, Tensor], **config: Any) -> Conversion:
     """The unit of the image models over (batch, height, width, dim)."""
     check_options("tnn.im_gtu", tnn._unit, config)
-    unit, names = _image_unit((1, 1), config)
-    return Conversion(Grids(unit), tnn._flat_decay(tensors), [(r"^unit\.", ""), *names])
+    if config.get("norm_type", "simplermsnorm") != "simplermsnorm":
+        # All that this code has beside it.
+        config = {**config, "norm_type": "layernorm"}
+    options, published = tnn._unit(**config)
+    shape = {"height": 1, "width": 1, "combine": "sum"}
+    unit = ImageGTU2D(config["embed_dim"], config.get("causal", False), **shape, **options, **published)
+    names = [(r"^unit\.", ""), *_image_names(options["rpe_layers"])]
+    return Conversion(Grids(unit), tnn._flat_decay(tensors), names)
 
 
 @register_family("tnn.im_vit")
@@ -417,7 +409,8 @@ def im_vit(
     drop_path_rate: float = 0.0,
 ) -> Conversion:
     """An image classifier; the published code ignores the last four arguments."""
-    patches = vit.patch_embedding("mlp", embed_dim, img_size, patch_size, channels)
+    patches = vit.patches("mlp", patch_size)
+    height, width = vit.grid(patches, img_size)
     unit = {
         "embed_dim": embed_dim,
         "num_heads": num_heads,
@@ -428,15 +421,19 @@ def im_vit(
         "rpe_layers": rpe_layers,
         "rpe_embedding": rpe_embdding,
     }
-    mixers, names = zip(*(_image_unit(patches.grid, unit) for _ in range(depth)), strict=True)
-    model = vit.ImageClassifier(
-        patches,
-        mixers,
-        [vit.glu(embed_dim, glu_dim, glu_act) for _ in range(depth)],
-        norm="simple_rmsnorm",
+    options, _ = tnn._unit(**unit)
+    return vit.image_classifier(
+        tnn._flat_decay(tensors),
+        _image_names(rpe_layers),
+        image_size=img_size,
+        patch_embedding=patches,
+        num_channels=channels,
+        hidden_size=embed_dim,
+        num_hidden_layers=depth,
+        mixers=[{"type": "tno_2d", "height": height, "width": width, "combine": "sum", **options}],
+        channel_mixer={"type": "glu", "hidden_size": glu_dim, "activation": activation_name(glu_act)},
         prenorm=prenorm,
-        position_shape=(1, *patches.grid, embed_dim) if use_pos else None,
-        dropout=emb_dropout,
+        use_pos=use_pos,
+        embedding_dropout=float(emb_dropout),
         num_classes=num_classes,
     )
-    return vit.classifier(tnn._flat_decay(tensors), model, names[0])

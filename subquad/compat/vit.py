@@ -1,130 +1,118 @@
-"""The shell of the published image classifiers of TNN, TransNormer and HGRN.
+"""What the published image classifiers of TNN, TransNormer and HGRN share: their arguments, patches, head and names.
 
-    patches → [+ positions] → dropout → depth × block(token mixer, channel mixer) → mean → norm → classes
-
-A family brings its token mixers and the names of what is inside them:
-
-    patches = vit.patch_embedding(patch_type, dim, image_size, patch_size, channels)
-    mixers = [OurMixer(dim, causal=False, ...) for _ in range(depth)]              # over patches.grid, row after row
-    model = vit.ImageClassifier(patches, mixers, [vit.glu(dim, glu_dim, glu_act) for _ in range(depth)], ...)
-    return vit.classifier(tensors, model, names)
-
-`names` are rules, as in `Conversion`, for parameters that our mixer calls "layers.0.token_mixer.…". What layers share,
-as lower bounds, is the model's `shared`, under its name in `names` ("shared.…").
+The order is patches → [+ positions] → dropout → blocks → mean → root-mean-square norm → classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from subquad.compat.reference import Conversion, OnlyOutput, Rules, activation_name
-from subquad.compat.residual import Residual
-from subquad.layers import FFN, GLU, build_norm
-from subquad.layers.norms import SimpleRMSNorm
-from subquad.layers.patches import PatchEmbedding, Size, build_patch_embedding
-from subquad.mixers import Mixer
+from subquad.compat.fairseq import Parts, PublishedForCausalLM
+from subquad.compat.reference import Conversion, Rules
+from subquad.layers import build_patch_embedding
+from subquad.models import SubquadConfig, SubquadForImageClassification
 from subquad.registry import unknown_name
+
+Size = int | Sequence[int]
 
 PATCH_TYPES = {"mlp": "linear", "overlap": "overlap", "conv": "conv"}
 
 NAMES: Rules = [
-    (r"^to_patch_embedding\.proj\.", "to_patch_embedding.1."),
-    (r"^to_patch_embedding\.stem\.(weight|bias)$", r"to_patch_embedding.proj.\1"),
-    (r"^to_patch_embedding\.stem\.", "to_patch_embedding."),
-    (r"^(layers\.\d+)\.0\.norm\.", r"\1.token_norm."),
-    (r"^(layers\.\d+)\.1\.norm\.", r"\1.feature_norm."),
-    (r"^(layers\.\d+)\.0\.layer\.module\.", r"\1.token_mixer."),
-    (r"^(layers\.\d+)\.1\.layer\.", r"\1.feature_mixer."),
-    (r"\bfeature_mixer\.gate_proj\.", "feature_mixer.l1."),
-    (r"\bfeature_mixer\.up_proj\.", "feature_mixer.l2."),
-    (r"\bfeature_mixer\.down_proj\.", "feature_mixer.l3."),
-    (r"\bfeature_mixer\.0\.up_proj\.", "feature_mixer.net.0."),
-    (r"\bfeature_mixer\.0\.down_proj\.", "feature_mixer.net.3."),
+    (r"^model\.embed_inputs\.proj\.", "to_patch_embedding.1."),
+    (r"^model\.embed_inputs\.stem\.(weight|bias)$", r"to_patch_embedding.proj.\1"),
+    (r"^model\.embed_inputs\.stem\.", "to_patch_embedding."),
+    (r"^model\.positions\.weight$", "pos_embedding"),
+    (r"\.channel_norm\.", ".feature_norm."),
+    (r"\.channel_mixer\.", ".feature_mixer."),
+    (r"^classifier\.output_proj\.", "head.1."),
+    (r"^model\.", ""),
 ]
+CHANNEL_NAMES: dict[str, Rules] = {
+    "glu": [
+        (r"\bfeature_mixer\.gate_proj\.", "feature_mixer.l1."),
+        (r"\bfeature_mixer\.up_proj\.", "feature_mixer.l2."),
+        (r"\bfeature_mixer\.down_proj\.", "feature_mixer.l3."),
+    ],
+    "ffn": [
+        (r"\bfeature_mixer\.up_proj\.", "feature_mixer.net.0."),
+        (r"\bfeature_mixer\.down_proj\.", "feature_mixer.net.3."),
+    ],
+}
 
 
-def patch_embedding(
-    patch_type: str, dim: int, image_size: int | Sequence[int], patch_size: int | Sequence[int], channels: int
-) -> PatchEmbedding:
-    """The patch embedding "mlp", "overlap" or "conv".
+class PublishedForImageClassification(SubquadForImageClassification):
+    """A published image classifier with parts that no configuration of ours describes."""
+
+    parts: tuple[str, ...] = ()
+    save_pretrained = PublishedForCausalLM.save_pretrained
+
+
+def patches(patch_type: str, patch_size: Size) -> dict[str, Any]:
+    """Our patch embedding for the published "mlp", "overlap" or "conv".
 
     Raises:
-        ValueError: If the type is unknown, or sizes do not fit.
+        ValueError: If the type is unknown.
     """
     if patch_type not in PATCH_TYPES:
         raise ValueError(unknown_name("patch embedding", patch_type, PATCH_TYPES))
-    sizes = {} if patch_type == "conv" else {"patch_size": _size(patch_size)}
-    return build_patch_embedding({"type": PATCH_TYPES[patch_type], **sizes}, dim, _size(image_size), channels)
+    config: dict[str, Any] = {"type": PATCH_TYPES[patch_type]}
+    return config if patch_type == "conv" else {**config, "patch_size": _size(patch_size)}
 
 
-def _size(published: int | Sequence[int]) -> Size:
-    return published if isinstance(published, int) else (published[0], published[1])
+def grid(patch_embedding: dict[str, Any], image_size: Size) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    with torch.device("meta"):
+        return build_patch_embedding(patch_embedding, 8, _size(image_size), 3).grid
 
 
-def glu(dim: int, hidden_size: int, act: str) -> nn.Module:
-    """A gated channel mixer; an activation that the published code does not know, as "swish", is the identity."""
-    return GLU(dim, hidden_size, activation_name(act))
+def _size(published: Size) -> Any:
+    return published if isinstance(published, int) else list(published)
 
 
-def ffn(dim: int, hidden_size: int, dropout: float) -> nn.Module:
-    """A channel mixer without a gate, with dropout after both maps."""
-    return nn.Sequential(FFN(dim, hidden_size, "gelu", dropout=dropout), nn.Dropout(dropout))
-
-
-class ImageClassifier(nn.Module):
-    """A whole model, called on images (batch, channels, height, width).
+def image_classifier(
+    tensors: dict[str, Tensor],
+    names: Rules,
+    *,
+    image_size: Size,
+    channel_mixer: dict[str, Any],
+    prenorm: bool,
+    num_classes: int,
+    use_pos: bool = False,
+    parts: Parts | None = None,
+    **options: Any,
+) -> Conversion:
+    """Convert a published image classifier.
 
     Args:
-        patches: The patch embedding.
-        mixers: One token mixer for each block.
-        channel_mixers: One channel mixer for each block.
-        norm: Norm of the blocks, by our name.
+        tensors: Its state dict.
+        names: What the parameters inside a token mixer are called, as in `Conversion`, where ours are
+            "layers.0.token_mixer.…"; and what layers share, which is "shared.…".
+        image_size: Height and width of the images, or one number for both.
+        channel_mixer: Our channel mixer.
         prenorm: x + f(norm(x)), else x + norm(f(x)).
-        num_classes: Classes.
-        position_shape: Shape of the learned positions, (1, rows, columns, dim) or (1, at least the patches, dim).
-        dropout: Probability of dropping entries of the embedded patches.
-        shared: Parameters that the mixers share; returns keyword arguments for each.
+        num_classes: Number of classes.
+        use_pos: Whether learned positions are added.
+        parts: What no configuration of ours describes; the model cannot be saved then.
+        **options: `SubquadConfig`'s other options of the patches, the blocks and the positions.
     """
-
-    def __init__(
-        self,
-        patches: PatchEmbedding,
-        mixers: Sequence[Mixer],
-        channel_mixers: Sequence[nn.Module],
-        *,
-        norm: str,
-        prenorm: bool,
-        num_classes: int,
-        position_shape: tuple[int, ...] | None = None,
-        dropout: float = 0.0,
-        shared: nn.Module | None = None,
-    ):
-        super().__init__()
-        dim = mixers[0].dim
-        position = "pre" if prenorm else "branch"
-        self.to_patch_embedding = patches
-        self.pos_embedding = nn.Parameter(torch.empty(position_shape)) if position_shape else None
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(Residual(layer, build_norm(norm, dim), position) for layer in (OnlyOutput(mixer), channel))
-            for mixer, channel in zip(mixers, channel_mixers, strict=True)
-        )
-        self.shared = shared
-        self.head = nn.Sequential(SimpleRMSNorm(dim), nn.Linear(dim, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (batch, num_classes)."""
-        x = self.to_patch_embedding(images)
-        if self.pos_embedding is not None:
-            x = x + self.pos_embedding.flatten(1, -2)[:, : x.shape[1]]
-        x = self.dropout(x)
-        shared = [{}] * len(self.layers) if self.shared is None else self.shared()
-        for (token, channel), own in zip(self.layers, shared, strict=True):  # type: ignore[misc]
-            x = channel(token(x, **own))
-        return self.head(x.mean(1))
-
-
-def classifier(tensors: dict[str, Tensor], model: ImageClassifier, names: Rules) -> Conversion:
-    """Convert a whole model; `names` are those of what is inside its mixers."""
-    return Conversion(model, tensors, [*NAMES, *names])
+    config = SubquadConfig(
+        image_size=_size(image_size),
+        channel_mixer=channel_mixer,
+        norm_position="pre" if prenorm else "branch",
+        final_norm=None,
+        position_embedding="learned" if use_pos else None,
+        causal=False,
+        pooling_norm="simple_rmsnorm",
+        num_labels=num_classes,  # type: ignore[call-arg]
+        **options,
+    )
+    model: Any = (PublishedForImageClassification if parts else SubquadForImageClassification)(config)
+    for change in (parts or {}).values():
+        change(model)
+    if parts:
+        model.parts = tuple(parts)
+    if "pos_embedding" in tensors:
+        tensors = {**tensors, "pos_embedding": tensors["pos_embedding"].flatten(0, -2)}
+    return Conversion(model, tensors, [*NAMES, *CHANNEL_NAMES[channel_mixer["type"]], *names])
