@@ -56,7 +56,8 @@ class PublishedTNO(TNO):
         dim: Channels.
         causal: As in `TNO`.
         par_type: Positions that the encoder sees, for lag k and length n: 1 is k, 2 is k/(n−1), 3 is exp(k/(n−1));
-            a window shorter than n takes its place. With 2 and 3 the kernel depends on the length, and a state of another length says nothing.
+            a window shorter than n takes its place. With 2 and 3 the kernel depends on the length, and a state of
+            another length says nothing.
         normalize: Whether the output is divided by the operator of a sequence of ones.
         **options: As in `TNO`.
     """
