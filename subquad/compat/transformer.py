@@ -70,8 +70,8 @@ class ScaledResidualBlock(Block):
         super().__init__(config, index)
         self.residual_scale = nn.Parameter(torch.ones(config.hidden_size))
 
-    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
-        return super()._after(norm, x * self.residual_scale if norm is self.channel_norm else x, branch)
+    def _after(self, norm: nn.Module, x: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
+        return super()._after(norm, x * self.residual_scale if norm is self.channel_norm else x, branch, mask)
 
 
 class PaddedPositions(nn.Module):
@@ -82,9 +82,10 @@ class PaddedPositions(nn.Module):
         self.padding_idx = padding_idx
         self.weight = nn.Parameter(torch.empty(num_positions, dim))
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Vectors (..., dim) of `positions` (...), −1 for padding."""
-        return F.embedding(positions.where(positions >= 0, self.padding_idx), self.weight, self.padding_idx)
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Vectors (..., dim) of `positions` (...), −1 for padding, in `dtype`."""
+        rows = positions.where(positions >= 0, self.padding_idx)
+        return F.embedding(rows, self.weight, self.padding_idx).to(dtype)
 
 
 def mask_padding(
