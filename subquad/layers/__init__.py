@@ -3,6 +3,7 @@
 from subquad.layers.activations import ACTIVATIONS, activation
 from subquad.layers.channel_mixers import FFN, GLU, build_channel_mixer
 from subquad.layers.lower_bounds import LowerBounds, forget_gate, shared_lower_bounds
+from subquad.layers.lrpe import LRPE, RELATIVE_POSITIONS, RotaryPositions, build_relative_positions
 from subquad.layers.norms import NORMS, BatchNorm, apply_norm, build_norm
 from subquad.layers.patches import PATCH_EMBEDDINGS, PatchEmbedding, build_patch_embedding
 from subquad.layers.positions import SinusoidalPositions, apply_rotary
@@ -12,12 +13,15 @@ __all__ = [
     "ACTIVATIONS",
     "FFN",
     "GLU",
+    "LRPE",
     "NORMS",
     "PATCH_EMBEDDINGS",
+    "RELATIVE_POSITIONS",
     "BatchNorm",
     "LowerBounds",
     "PatchEmbedding",
     "RelativePositionEncoder",
+    "RotaryPositions",
     "SinusoidalPositions",
     "activation",
     "apply_norm",
@@ -25,6 +29,7 @@ __all__ = [
     "build_channel_mixer",
     "build_norm",
     "build_patch_embedding",
+    "build_relative_positions",
     "forget_gate",
     "shared_lower_bounds",
 ]
