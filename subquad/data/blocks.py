@@ -165,19 +165,20 @@ def collate(examples: Sequence[dict[str, torch.Tensor]], pad_id: int = PAD) -> d
     """Stack examples of different lengths, filled up on the right.
 
     Args:
-        examples: From `Blocks`.
-        pad_id: Fills `input_ids`; `shift_labels` are filled with -100.
+        examples: From `Blocks` or `MaskedBlocks`.
+        pad_id: Fills `input_ids`; labels are filled with -100.
 
     Returns:
-        `input_ids` and `shift_labels`, `(batch, length)` int64; only when something was filled also `attention_mask`,
-        `(batch, length)` int64 with 1 for real tokens.
+        `input_ids` and the labels of the examples, `(batch, length)` int64; only when something was filled also
+        `attention_mask`, `(batch, length)` int64 with 1 for real tokens.
     """
-    fill = {"input_ids": pad_id, "shift_labels": IGNORED}
     batch = {
         name: torch.nn.utils.rnn.pad_sequence(
-            [example[name] for example in examples], batch_first=True, padding_value=value
+            [example[name] for example in examples],
+            batch_first=True,
+            padding_value=pad_id if name == "input_ids" else IGNORED,
         )
-        for name, value in fill.items()
+        for name in examples[0]
     }
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     if (lengths < lengths.max()).any():

@@ -116,7 +116,7 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         """The id of `<mask>`; None where there is none."""
-        return self.fast.mask_token_id
+        return cast(int | None, self.fast.mask_token_id)
 
     @property
     def num_ids(self) -> int:
@@ -127,7 +127,7 @@ class Tokenizer:
     def cls_id(self) -> int:
         """The id that stands before a block of a masked model; the end symbol where there is none for it."""
         ids = (self.fast.cls_token_id, self.fast.bos_token_id, self.fast.eos_token_id)
-        return next(i for i in ids if i is not None)
+        return cast(int, next(i for i in ids if i is not None))
 
     @property
     def special_ids(self) -> list[int]:
