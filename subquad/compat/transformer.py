@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from subquad.compat import fairseq
 from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, register_family
 from subquad.layers import FFN
-from subquad.mixers import SoftmaxAttention
-from subquad.mixers.base import State
+from subquad.mixers import Mixer
 from subquad.models import Block, SubquadConfig, SubquadForCausalLM
 from subquad.registry import unknown_name
 
@@ -23,9 +22,9 @@ ACTIVATIONS = {
     "linear": "identity",
 }
 NAMES: Rules = [
-    (r"\btoken_mixer\.head_scale$", "c_attn"),
-    (r"\btoken_mixer\.output_norm\.", "attn_ln."),
-    (r"\btoken_mixer\.output_proj\.", "self_attn.out_proj."),
+    (r"\btoken_mixer\.output_proj\.head_scale$", "c_attn"),
+    (r"\btoken_mixer\.output_proj\.norm\.", "attn_ln."),
+    (r"\btoken_mixer\.output_proj\.(proj\.)?", "self_attn.out_proj."),
     (r"\btoken_mixer\.", "self_attn."),
     (r"\bchannel_mixer\.up_proj\.", "fc1."),
     (r"\bchannel_mixer\.down_proj\.", "fc2."),
@@ -35,20 +34,22 @@ NAMES: Rules = [
 SCALES = ("scale_heads", "scale_attn", "scale_fc", "scale_resids")
 
 
-class ScaledAttention(SoftmaxAttention):
-    """Attention with a factor for each head's slice of the output, then a LayerNorm (NormFormer, arXiv 2110.09456)."""
+class ScaledOutput(nn.Module):
+    """A mixer's output map, then a factor for each head's slice, then a LayerNorm (NormFormer, arXiv 2110.09456)."""
 
-    def __init__(self, dim: int, *, scale_heads: bool, scale_attn: bool, **options: Any):
-        super().__init__(dim, **options)
-        self.head_scale = nn.Parameter(torch.ones(self.num_heads)) if scale_heads else None
-        self.output_norm = nn.LayerNorm(dim) if scale_attn else nn.Identity()
+    def __init__(self, proj: nn.Linear, num_heads: int, *, scale_heads: bool, scale_attn: bool):
+        super().__init__()
+        self.proj = proj
+        self.num_heads = num_heads
+        self.head_scale = nn.Parameter(torch.ones(num_heads)) if scale_heads else None
+        self.norm = nn.LayerNorm(proj.out_features) if scale_attn else nn.Identity()
 
-    def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
-        """Mix a batch of rows, as in `SoftmaxAttention`."""
-        y, state = super().mix(x, state, mask)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., dim) to (..., dim)."""
+        y = self.proj(x)
         if self.head_scale is not None:
             y = (y.unflatten(-1, (self.num_heads, -1)) * self.head_scale.unsqueeze(-1)).flatten(-2)
-        return self.output_norm(y), state
+        return self.norm(y)
 
 
 class NormedFFN(FFN):
@@ -99,7 +100,7 @@ def mask_padding(
     return args, {**kwargs, "attention_mask": tokens != model.config.pad_token_id}
 
 
-def _block_options(args: dict[str, Any]) -> dict[str, Any]:
+def block_options(args: dict[str, Any]) -> dict[str, Any]:
     """The options of `SubquadConfig` that one layer's arguments determine."""
     fairseq.require(args, "decoder_embed_dim", "decoder_attention_heads", "decoder_ffn_embed_dim")
     act = args.get("activation_fn", "relu")
@@ -114,13 +115,15 @@ def _block_options(args: dict[str, Any]) -> dict[str, Any]:
     return {"mixers": [{"type": "softmax", **attention}], "channel_mixer": {"type": "ffn", **ffn}, "norm": "layernorm"}
 
 
-def _block(config: SubquadConfig, index: int, args: dict[str, Any]) -> Block:
-    """A block with the NormFormer switches that are on."""
-    block = (ScaledResidualBlock if args.get("scale_resids") else Block)(config, index)
+def build_block(config: SubquadConfig, index: int, args: dict[str, Any], mixer: Mixer | None = None) -> Block:
+    """A block with the NormFormer switches that are on, and with another token mixer than its configuration's."""
+    block: Any = (ScaledResidualBlock if args.get("scale_resids") else Block)(config, index)
+    if mixer is not None:
+        block.token_mixer = mixer
     if args.get("scale_heads") or args.get("scale_attn"):
-        options = {key: value for key, value in config.layer_mixers[index].items() if key != "type"}
         scales = {"scale_heads": bool(args.get("scale_heads")), "scale_attn": bool(args.get("scale_attn"))}
-        block.token_mixer = ScaledAttention(config.hidden_size, **scales, **options)
+        attention: Any = block.token_mixer
+        attention.output_proj = ScaledOutput(attention.output_proj, attention.num_heads, **scales)
     if args.get("scale_fc"):
         assert config.channel_mixer is not None
         options = {key: value for key, value in config.channel_mixer.items() if key != "type"}
@@ -128,54 +131,63 @@ def _block(config: SubquadConfig, index: int, args: dict[str, Any]) -> Block:
     return block
 
 
-@register_family("transformer.decoder_layer")
-def decoder_layer(tensors: dict[str, Tensor], **args: Any) -> Conversion:
-    """One causal layer over (length, batch, dim)."""
+def block_conversion(tensors: dict[str, Tensor], args: dict[str, Any], mixer: Mixer | None = None) -> Conversion:
+    """One causal layer, as a block; its attention, where `mixer` is given, is that."""
     config = SubquadConfig(
-        **_block_options(args),
+        **block_options(args),
         hidden_size=args["decoder_embed_dim"],
         num_hidden_layers=1,
         norm_position="pre" if args.get("decoder_normalize_before") else "post",
         dropout=float(args.get("dropout", 0.1)),
     )
     names = [*UNWRAP, *NAMES, (r"^token_norm\.", "self_attn_layer_norm."), (r"^channel_norm\.", "final_layer_norm.")]
-    module = OnlyOutput(_block(config, 0, args), time_first=True)
-    return Conversion(module, fairseq.current_names(tensors), names)
+    return Conversion(build_block(config, 0, args, mixer), fairseq.current_names(tensors), names)
+
+
+@register_family("transformer.decoder_layer")
+def decoder_layer(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """One causal layer over (length, batch, dim)."""
+    conversion = block_conversion(tensors, args)
+    conversion.module = OnlyOutput(conversion.module, time_first=True)
+    return conversion
 
 
 @register_family("transformer.fairseq_lm")
 def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     """Fairseq's `transformer_lm`; where no mask is given, padding is read off the tokens."""
+    return language_model(tensors, args)
+
+
+def language_model(tensors: dict[str, Tensor], args: dict[str, Any], **options: Any) -> Conversion:
+    """Convert a `transformer_lm`.
+
+    Args:
+        tensors: Its state dict.
+        args: Its resolved arguments, with `vocab_size`.
+        **options: Options of `SubquadConfig` in place of those of the plain model, such as other token mixers.
+    """
     padding_idx = args.get("padding_idx", 1)
     parts: fairseq.Parts = {}
     if scales := [name for name in SCALES if args.get(name)]:
 
         def replace_blocks(model: Any) -> None:
             for index in range(len(model.model.layers)):
-                model.model.layers[index] = _block(model.config, index, args)
+                model.model.layers[index] = build_block(model.config, index, args)
 
         parts[f"the NormFormer switches {', '.join(scales)}"] = replace_blocks
-    position_options: dict[str, Any] = {}
+    options = block_options(args) | options
     if not args.get("no_token_positional_embeddings"):
         learned = bool(args.get("decoder_learned_pos"))
-        position_options = {
-            "position_embedding": "learned" if learned else "sinusoidal",
-            "position_offset": padding_idx + 1,
-        }
+        options["position_embedding"] = "learned" if learned else "sinusoidal"
+        options["position_offset"] = padding_idx + 1
         if learned:
             count = args.get("max_target_positions") or args.get("tokens_per_sample")
-            position_options["max_position_embeddings"] = count
+            options["max_position_embeddings"] = count
             table = tensors.get("decoder.embed_positions.weight")
             if table is not None and len(table) > padding_idx and table[padding_idx].any():
                 parts["a position vector for padding"] = _set_padded_positions
-    conversion = fairseq.language_model(
-        tensors,
-        {"decoder_normalize_before": False, **args},
-        NAMES,
-        parts=parts,
-        **_block_options(args),
-        **position_options,
-    )
+    arguments = {"decoder_normalize_before": False, **args}
+    conversion = fairseq.language_model(tensors, arguments, NAMES, parts=parts, **options)
     conversion.module.register_forward_pre_hook(mask_padding, with_kwargs=True)
     return conversion
 

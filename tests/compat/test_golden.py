@@ -1,7 +1,5 @@
 """Published modules: the numbers of the original implementations, and what is said of checkpoints that do not fit."""
 
-import importlib.util
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,31 +21,11 @@ GOLDEN = SHARED / "golden"
 FIXTURES = [path.name for path in sorted(GOLDEN.glob("*.safetensors")) if family_of(path) in FAMILIES] or ["none"]
 
 
-@pytest.fixture(scope="module")
-def golden():
-    """The comparison that comes with the numbers."""
-    spec = importlib.util.spec_from_file_location("golden_check", shared("golden", "check.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def load(golden):
-    """The family, configuration, weights, inputs and outputs of a fixture, to be changed by a test."""
-
-    def load(name):
-        meta, tensors = golden.load(shared("golden", f"{name}.safetensors"))
-        state = {**golden.part(tensors, "param."), **golden.part(tensors, "buffer.")}
-        inputs = [tensors[f"input.{argument}"] for argument in meta["call"]["args"]]
-        return meta["family"], meta["config"], state, inputs, tensors["output.y"], meta["call"]["kwargs"]
-
-    return load
-
-
 def output(module, inputs, **kwargs):
     out = module(*inputs, **kwargs)
-    return out if isinstance(out, torch.Tensor) else out.logits
+    if isinstance(out, torch.Tensor):
+        return out
+    return out.logits if hasattr(out, "logits") else out["y"]
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -69,6 +47,7 @@ PLAIN = [
     "hgrn-fairseq_lm-base-tied",
     "hgrn-fairseq_lm-project",
     "transformer-fairseq_lm-base-tied",
+    "primal-fairseq_lm-base-tied",
 ]
 
 
