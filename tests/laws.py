@@ -36,6 +36,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "ski_tno_2d": [{}, {"rank": 3, "num_taps": 3, "combine": "sum"}, {"rank": 2, "kernel": "rpe"}],
     "tno_2d": [{}, {"combine": "sum", "norm": "layernorm"}],
+    "hgrn2": [
+        {},
+        {"head_dim": 4, "query_activation": "sigmoid", "value_activation": "silu", "norm": "rmsnorm", "bias": False},
+        {"head_dim": 1, "lower_bounds": False},
+    ],
     "hgru": [
         {},
         {"complex": False, "norm": "rmsnorm", "bias": False},

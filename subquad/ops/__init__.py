@@ -1,6 +1,7 @@
 """Mathematics on tensors, without parameters: each op is one function with a readable reference and fast paths."""
 
 from subquad.ops.backends import explain
+from subquad.ops.gated_linear_attention import gated_linear_attention
 from subquad.ops.linear_attention import linear_attention
 from subquad.ops.linear_cross_entropy import linear_cross_entropy
 from subquad.ops.linear_recurrence import linear_recurrence
@@ -10,6 +11,7 @@ from subquad.ops.toeplitz import toeplitz
 
 __all__ = [
     "explain",
+    "gated_linear_attention",
     "linear_attention",
     "linear_cross_entropy",
     "linear_recurrence",

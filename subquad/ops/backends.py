@@ -15,6 +15,7 @@ IMPLEMENTED = {
     "ski": ("torch", "reference"),
     "linear_recurrence": ("numba", "torch", "reference"),
     "linear_attention": ("torch", "reference"),
+    "gated_linear_attention": ("torch", "reference"),
     "linear_cross_entropy": ("torch", "reference"),
 }
 """What each op has, the first choice of `auto` first."""
