@@ -190,6 +190,7 @@ def generate(
     from subquad.generation import generate_text
 
     opened = Run(run)
+    opened.require_task("causal-lm", "generation")
     model, tokenizer = opened.load_model(device), opened.load_tokenizer()
     typer.echo(prompt, nl=False)
     generate_text(

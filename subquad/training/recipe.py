@@ -2,7 +2,10 @@
 
 The recipes of the package reproduce one published result each; any YAML file of the same form is one, too. Values are
 taken from the file, then from overrides. Nothing is guessed: an unknown key is an error that names the nearest valid
-one.
+one. A recipe that differs from another in a few entries says so:
+
+    extends: tnn-alm-wikitext103
+    set: {model.mixers.0.rpe_layers: 3}
 """
 
 import dataclasses
@@ -30,6 +33,7 @@ class DataRecipe:
         block_size: Tokens in a block.
         block_mode: See `subquad.data.Blocks`.
         text_column: Column of the text, in data that has columns.
+        masking: Of the task "masked-lm"; see `subquad.data.build_masking`.
     """
 
     source: str | list[str]
@@ -37,6 +41,7 @@ class DataRecipe:
     block_size: int
     block_mode: str = "none"
     text_column: str = "text"
+    masking: dict[str, Any] | None = None
 
 
 @dataclass
@@ -137,13 +142,38 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         text = path.read_text(encoding="utf-8")
     else:
         text = recipe_text(str(name_or_path))
+    content = _content(text, str(name_or_path))
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise ValueError(f"an override has the form section.key=value, got {override!r}")
+        try:
+            parsed = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError:
+            raise ValueError(f"{override!r}: the value is not YAML") from None
+        _set(content, key, parsed, override)
+    return _build(Recipe, content, str(name_or_path))
+
+
+def _content(text: str, where: str) -> Any:
+    """The entries of a recipe, with those of the recipe of the package that it extends."""
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{name_or_path}: not YAML ({' '.join(str(error).split())})") from None
-    for override in overrides:
-        _override(content, override)
-    return _build(Recipe, content, str(name_or_path))
+        raise ValueError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+    content = _copied(content)
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    for key in content:
+        if key not in ("extends", "set"):
+            raise ValueError(f"{where}: a recipe that extends another has `extends` and `set`, got {key!r}")
+    changes = content.get("set") or {}
+    if not isinstance(changes, dict):
+        raise ValueError(f"{where}: `set` must be a mapping of section.key to value, got {changes!r}")
+    base = _content(recipe_text(str(content["extends"])), str(content["extends"]))
+    for key, value in changes.items():
+        _set(base, str(key), value, f"{where}: set: {key}")
+    return base
 
 
 def list_recipes() -> list[str]:
@@ -184,21 +214,21 @@ def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
 _Dumper.add_representer(list, _represent_list)
 
 
-def _override(content: Any, override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign:
-        raise ValueError(f"an override has the form section.key=value, got {override!r}")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"{override!r}: the value is not YAML") from None
+def _copied(node: Any) -> Any:
+    """A tree of its own for every alias of YAML, which makes one object stand in several places."""
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    return [_copied(value) for value in node] if isinstance(node, list) else node
+
+
+def _set(content: Any, key: str, value: Any, where: str) -> None:
+    """Change the entry `section.key` of a recipe; where there was none, the recipe's fields say what may be there."""
     *parents, last = key.split(".")
     node = content
     for depth, part in enumerate(parents):
-        where = ".".join(parents[:depth]) or "the recipe"
-        node = node[_entry(node, part, where)]
+        node = node[_entry(node, part, ".".join(parents[:depth]) or "the recipe")]
         if not isinstance(node, dict | list):
-            raise ValueError(f"{override!r}: {'.'.join(parents[: depth + 1])} has no entries")
+            raise ValueError(f"{where}: {'.'.join(parents[: depth + 1])} has no entries")
     if isinstance(node, list):
         node[_entry(node, last, ".".join(parents))] = value
     else:

@@ -1,35 +1,73 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from training_runs import write_recipe
+from transformers import PreTrainedModel
 
-from subquad import SubquadForCausalLM
+from subquad import SubquadForCausalLM, SubquadForMaskedLM
 from subquad.data import Vocabulary
 from subquad.training.recipe import DataRecipe, Recipe, TrainingRecipe, list_recipes, load_recipe, recipe_text
 from subquad.training.sampler import fitting_batch_size
 from subquad.training.tasks import model_config
 from subquad.training.train import _check
 
+FROZEN_DECAYS, MASKED_DECAYS = 10_752, 27_648  # 7 layers of 1536 channels, and 12 of 2304
+REFLECTIONS = 64  # in each layer of a TransNormer
 SIZES = {
-    "tnn-alm-wikitext103": (48_677_376, 48_666_624),
-    "hgrn-alm-wikitext103": (46_247_936, 46_247_936),
-    "transformer-alm-wikitext103": (44_649_472, 44_649_472),
+    "tnn-alm-wikitext103": (48_677_376, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-no-decay": (48_666_624, 0),
+    "tnn-alm-wikitext103-post": (48_676_352, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-norm": (48_677_376, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-post-norm": (48_676_352, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-l6": (45_400_064, 6 * 1536),
+    "tnn-alm-wikitext103-l12": (64_814_336, 12 * 1536),
+    "tnn-alm-wikitext103-rpe1": (48_531_776, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-e768": (70_448_320, 6 * 2304),
+    "tnn-rpe3-alm-wikitext103": (48_590_016, FROZEN_DECAYS),
+    "fd-tnn-alm-wikitext103": (48_666_624, 0),
+    "fd-tnn-rpe3-alm-wikitext103": (48_579_264, 0),
+    "fd-tnn-rpe0-alm-wikitext103": (48_491_904, 0),
+    "fd-tnn-free-alm-wikitext103": (49_179_136, 0),
+    "hgrn-alm-wikitext103": (46_247_936, 0),
+    "transformer-alm-wikitext103": (44_649_472, 0),
+    "transformer-alm-wikitext103-words": (155_999_232, 0),
+    "transnormer-t1-alm-wikitext103": (155_988_540, 6 * REFLECTIONS),
+    "transnormer-t2-alm-wikitext103": (155_988_540, 6 * REFLECTIONS),
+    "primal-alm-wikitext103": (155_771_440, 0),
+    "tnn-mlm-wikitext103": (126_400_089, MASKED_DECAYS),
+    "tnn-rpe3-mlm-wikitext103": (126_250_329, MASKED_DECAYS),
+    "fd-tnn-mlm-wikitext103": (128_169_561, 0),
+    "fd-tnn-rpe3-mlm-wikitext103": (128_019_801, 0),
+    "fd-tnn-free-mlm-wikitext103": (131_379_801 - 12 * 2304, 0),
+    "ski-tnn-mlm-wikitext103": (126_513_753, 0),
+    "transnormer-t1-mlm-wikitext103": (124_673_241, 12 * REFLECTIONS),
+    "transnormer-t2-mlm-wikitext103": (124_673_241, 12 * REFLECTIONS),
 }
+"""Parameters of the published models, and how many of them are not trained."""
 
 
-def built(name: str) -> SubquadForCausalLM:
-    size = 50_264 if name.endswith("wikitext103") else 260
+def built(name: str) -> PreTrainedModel:
+    recipe = load_recipe(name)
+    masked = recipe.task == "masked-lm"
+    size = {"gpt2-bpe": 50_265 if masked else 50_264, "word": 267_744, "bytes": 260}[recipe.data.tokenizer]
     vocabulary = Vocabulary(unit="", size=size, hash="", eos_id=2, pad_id=1)
     with torch.device("meta"):
-        return SubquadForCausalLM(model_config(load_recipe(name), vocabulary))
+        return (SubquadForMaskedLM if masked else SubquadForCausalLM)(model_config(recipe, vocabulary))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_published_recipes_have_the_published_size(name):
     model = built(name)
-    assert (model.num_parameters(), model.num_parameters(only_trainable=True)) == SIZES[name]
+    frozen = model.num_parameters() - model.num_parameters(only_trainable=True)
+    assert (model.num_parameters(), frozen) == SIZES[name]
+    assert f"{SIZES[name][0]:,}" in recipe_text(name) or f"{SIZES[name][0] / 1e6:.2f} M" in recipe_text(name)
+
+
+def test_every_published_recipe_has_a_known_size():
+    assert set(SIZES) == {name for name in list_recipes() if not name.endswith("-tiny")}
 
 
 def test_tiny_recipes_differ_in_the_model_only_and_are_equally_large():
@@ -45,8 +83,10 @@ def test_shipped_recipes_are_valid_and_complete(name):
     text = recipe_text(name)
     assert text.startswith("# ")
     content = yaml.safe_load(text)
+    while "extends" in content:
+        content = yaml.safe_load(recipe_text(content["extends"]))
     assert set(content) == set(Recipe.__annotations__)
-    assert set(content["data"]) == set(DataRecipe.__annotations__)
+    assert set(content["data"]) == set(DataRecipe.__annotations__) - ({"masking"} if content["task"] == "causal-lm" else set())
     assert set(content["training"]) == set(TrainingRecipe.__annotations__)
     _check(load_recipe(name))
 
@@ -129,3 +169,39 @@ def test_devices_share_an_update():
     assert fitting_batch_size(6, 4, 1) == 3
     with pytest.raises(ValueError, match=r"batch_size = 6 blocks.*4 devices"):
         fitting_batch_size(6, 4, 4)
+
+
+def test_an_alias_is_a_copy(tmp_path):
+    text = recipe_text("tnn-tiny").replace(
+        "  mixers:", "  mixers:\n    - &one {type: tno, decay: 0.5}\n    - *one\n", 1
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    mixers = load_recipe(path, ["model.mixers.0.decay=0.25"]).model["mixers"]
+    assert [mixer["decay"] for mixer in mixers[:2]] == [0.25, 0.5]
+
+
+def test_a_recipe_extends_another(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: tnn-alm-wikitext103\nset: {model.mixers.0.rpe_layers: 3, training.seed: 7}\n")
+    recipe, base = load_recipe(path), load_recipe("tnn-alm-wikitext103")
+    assert (recipe.model["mixers"][0].pop("rpe_layers"), base.model["mixers"][0].pop("rpe_layers")) == (3, 6)
+    assert (recipe.training.seed, recipe.model, recipe.data) == (7, base.model, base.data)
+    assert load_recipe(path, ["model.mixers.0.rpe_layers=1"]).model["mixers"][0]["rpe_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: tnn-alm-wikitext13", "Did you mean 'tnn-alm-wikitext103'"),
+        ("extends: tnn-tiny\nmodel: {}", "has `extends` and `set`, got 'model'"),
+        ("extends: tnn-tiny\nset: [1]", "must be a mapping of section.key to value"),
+        ("extends: tnn-tiny\nset: {model.mixer.0.decay: 1}", "unknown key 'mixer'. Did you mean 'mixers'"),
+        ("extends: tnn-tiny\nset: {training.step: 1}", "unknown key 'step'. Did you mean 'steps'"),
+    ],
+)
+def test_mistakes_in_what_a_recipe_extends(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(path)
