@@ -292,11 +292,13 @@ def list_recipes() -> None:
 @recipes.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
     """Print a recipe; one that extends another is followed by all of its entries."""
-    from subquad.training.recipe import load_recipe, recipe_text
+    from subquad.training.recipe import recipe_text
 
     text = recipe_text(name)
     typer.echo(text, nl=False)
     if "\nextends:" in text:
+        from subquad.training.recipe import load_recipe
+
         typer.echo("\n---\n" + load_recipe(name).to_yaml(), nl=False)
 
 
