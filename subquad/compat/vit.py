@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.compat.fairseq import Parts, PublishedForCausalLM
+from subquad.compat.fairseq import Parts, Published
 from subquad.compat.reference import Conversion, Rules
 from subquad.layers import build_patch_embedding
 from subquad.models import SubquadConfig, SubquadForImageClassification
@@ -42,11 +42,8 @@ CHANNEL_NAMES: dict[str, Rules] = {
 }
 
 
-class PublishedForImageClassification(SubquadForImageClassification):
-    """A published image classifier with parts that no configuration of ours describes."""
-
-    parts: tuple[str, ...] = ()
-    save_pretrained = PublishedForCausalLM.save_pretrained
+class PublishedForImageClassification(Published, SubquadForImageClassification):
+    """A published image classifier with parts of its own."""
 
 
 def patches(patch_type: str, patch_size: Size) -> dict[str, Any]:

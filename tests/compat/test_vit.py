@@ -1,0 +1,159 @@
+"""Published image classifiers: what the numbers of the original implementations do not cover."""
+
+import pytest
+import torch
+from support import assert_close
+from transformers import AutoModelForImageClassification
+
+from subquad import SubquadForImageClassification
+from subquad.compat import from_reference, vit
+from subquad.compat.reference import FAMILIES
+from subquad.mixers import GTU2D
+
+NAMES = ("tnn-im_vit-tiny-prenorm", "tnn-im_vit-tiny-postnorm-pos", "tnn-im_vit-rect", "hgrn-im_vit-bi")
+
+
+def load_or_skip(load, name):
+    loaded = load(name)
+    if loaded[0] not in FAMILIES:
+        pytest.skip(f"{loaded[0]} is not there")
+    return loaded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_classifier_is_our_model(load, name, tmp_path):
+    family, config, state, (images,), y, _ = load_or_skip(load, name)
+    model = from_reference(family, config, state)
+    assert type(model) is SubquadForImageClassification
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.float64)
+    assert_close(again.eval()(pixel_values=images).logits, y)
+
+
+# Width, depth, GLU width, encoder width, patch size and parameters, fixed decays included.
+TNN = {
+    "tiny": (192, 192, 48, 16, 6_422_056),
+    "small": (384, 384, 48, 16, 23_401_192),
+    "small, wide encoder": (384, 384, 64, 16, 23_887_720),
+    "large, patches of 14": (512, 512, 48, 14, 40_526_696),
+}
+
+
+@pytest.mark.parametrize("preset", TNN)
+@pytest.mark.parametrize("prenorm", [True, False])
+def test_sizes_of_the_published_models(preset, prenorm):
+    dim, glu, rpe, patch, count = TNN[preset]
+    config = {
+        "embed_dim": dim,
+        "depth": 12,
+        "glu_dim": glu,
+        "rpe_embdding": rpe,
+        "rpe_layers": 1,
+        "patch_size": patch,
+        "use_decay": True,
+        "gamma": 0.9,
+        "prenorm": prenorm,
+    }
+    with torch.device("meta"):
+        model = FAMILIES["tnn.im_vit"]({}, **config).module
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert all(p.requires_grad == (".decay" not in name) for name, p in model.named_parameters())
+    grids = {module.grid for module in model.modules() if isinstance(module, GTU2D)}
+    assert grids == {(224 // patch, 224 // patch)}
+
+
+def test_what_the_published_code_ignores_is_ignored(load):
+    family, config, state, (images,), y, _ = load("tnn-im_vit-tiny-prenorm")
+    ignored = {"drop_rate": 0.5, "drop_path_rate": 0.5, "in_chans": 7, "rpe_act": "silu"}
+    assert_close(from_reference(family, {**config, **ignored}, state).train()(images).logits, y)
+
+
+def test_order_within_a_patch(load):
+    """A single bright number meets one column of the map: row, then column, then channel."""
+    family, config, state, (images,), _, _ = load("tnn-im_vit-rect")
+    model = from_reference(family, config, state)
+    height, width, channels = 2, 3, 3
+    for row, column, channel in [(0, 0, 0), (1, 0, 2), (0, 2, 1), (1, 2, 2)]:
+        picture = torch.zeros_like(images)
+        picture[:, channel, 3 * height + row, 2 * width + column] = 1
+        embedded = model.model.embed_inputs(picture) - state["to_patch_embedding.1.bias"]
+        expected = torch.zeros_like(embedded)
+        index = (row * width + column) * channels + channel
+        expected[:, 3 * 4 + 2] = state["to_patch_embedding.1.weight"][:, index]
+        assert_close(embedded, expected)
+
+
+def test_which_operator_acts_along_which_axis(load):
+    """With the same map of every pixel, a turned picture is that of exchanged operators."""
+    family, config, state, (images,), y, _ = load("tnn-im_vit-tiny-prenorm")
+    turn = {}
+    for name, tensor in state.items():
+        other = {"toep1": "toep2", "toep2": "toep1"}
+        first = next((part for part in other if part in name), None)
+        turn[name.replace(first, other[first]) if first else name] = tensor
+    patches = turn["to_patch_embedding.1.weight"].unflatten(1, (4, 4, 3))
+    turn["to_patch_embedding.1.weight"] = patches.transpose(1, 2).flatten(1)
+    assert_close(from_reference(family, config, turn)(images.mT).logits, y)
+
+
+@pytest.mark.parametrize("norm_type", ["simplermsnorm", "rmsnorm"])
+def test_a_unit_with_a_norm_inside(load, norm_type):
+    """The image code has one norm without parameters; every other name is a LayerNorm."""
+    family, config, state, (x,), _, kwargs = load("tnn-im_gtu-square")
+    config = {**config, "use_norm": True, "norm_type": norm_type}
+    if norm_type == "rmsnorm":
+        names = {name.rsplit(".", 1)[0] for name in state if ".rpe.layers." in name or ".rpe.out." in name}
+        norms = {name[:-1] + "0": 6 for name in names} | {"norm": 18}
+        for name, width in norms.items():
+            state |= {f"{name}.weight": torch.ones(width).double(), f"{name}.bias": torch.zeros(width).double()}
+    unit = from_reference(family, config, state)
+    normed = []
+    unit.unit.output_proj.register_forward_pre_hook(lambda _, inputs: normed.append(inputs[0]))
+    unit(x, **kwargs)
+    is_layer_norm = normed[0].mean(-1).abs().max() < 1e-9
+    assert is_layer_norm == (norm_type == "rmsnorm")
+    if not is_layer_norm:
+        assert_close(normed[0].square().mean(-1), torch.ones_like(normed[0][..., 0]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dims": 8}, "Did you mean 'embed_dim'"),
+        ({"patch_size": 5}, "cannot be cut into patches of 5 × 5"),
+        ({"use_multi_decay": True}, "exclude each other"),
+    ],
+)
+def test_errors(load, changes, message):
+    family, config, state, _, _, _ = load("tnn-im_vit-tiny-prenorm")
+    with pytest.raises(ValueError, match=message):
+        from_reference(family, {**config, **changes}, state)
+
+
+def test_unknown_patches():
+    with pytest.raises(ValueError, match=r"unknown patch embedding 'linear'. .*Valid: conv, mlp, overlap"):
+        vit.patches("linear", 16)
+    assert vit.grid(vit.patches("overlap", 16), 224) == (17, 17)
+    assert vit.grid(vit.patches("conv", 16), 224) == (14, 14)
+    assert vit.grid(vit.patches("mlp", [2, 3]), [8, 12]) == (4, 4)
+
+
+def test_parts_of_its_own_are_not_saved(tmp_path):
+    def change(model):
+        model.classifier.output_proj.bias.data += 1
+
+    conversion = vit.image_classifier(
+        {},
+        [],
+        image_size=8,
+        patch_embedding=vit.patches("mlp", 4),
+        hidden_size=8,
+        num_hidden_layers=1,
+        mixers=[{"type": "softmax"}],
+        channel_mixer={"type": "ffn", "hidden_size": 8},
+        prenorm=True,
+        num_classes=2,
+        parts={"another bias": change},
+    )
+    with pytest.raises(ValueError, match="another bias, which no `SubquadConfig` describes"):
+        conversion.module.save_pretrained(tmp_path)
