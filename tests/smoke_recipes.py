@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 SHRUNK = (
-    "model.hidden_size=32",
-    "model.channel_mixer.hidden_size=32",
+    "model.hidden_size=48",
+    "model.channel_mixer.hidden_size=48",
     "model.num_hidden_layers=2",
     "data.tokenizer=bytes",
     "data.block_size=64",
@@ -30,14 +30,16 @@ def main(names: list[str]) -> None:
     """Train each recipe for a few updates and look at what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SUBQUAD_CACHE"] = str(Path(folder) / "cache")
-        from subquad.training.recipe import list_recipes
+        from subquad.training.recipe import list_recipes, load_recipe
         from subquad.training.train import train
 
         text = Path(folder) / "text.txt"
         text.write_text(TEXT)
         for name in names or list_recipes():
             start = time.perf_counter()
-            run = train(name, data=text, output=Path(folder) / name, overrides=SHRUNK)
+            mixers = load_recipe(name).model["mixers"]
+            ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"
+            run = train(name, data=text, output=Path(folder) / name, overrides=(*SHRUNK, ends))
             metrics = json.loads((run / "metrics.json").read_text())
             if metrics["steps"] != 4 or not math.isfinite(metrics["loss"]):
                 raise SystemExit(f"{name}: {metrics}")
