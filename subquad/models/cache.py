@@ -27,6 +27,8 @@ def write_state(cache: Cache, layer: int, state_type: str, state: State, length:
         for j, tensor in enumerate(state):
             slot.recurrent_states[j] = tensor
             slot.is_recurrent_states_initialized[j] = slot.has_previous_state[j] = True
+            # Beam search asks this of every state, and the layer was made for one.
+            slot.is_conv_states_initialized.setdefault(j, False)
         # The layer's length is read off its keys: one number, seen once for each token.
         slot.keys = slot.values = _one_for_each(state[0], length)
     slot.device, slot.dtype, slot.is_initialized = state[0].device, state[0].dtype, True

@@ -87,6 +87,8 @@ def add_auxiliary_losses(
     """
     for name, weight in (config.auxiliary_loss_weights or {}).items():
         if outputs.auxiliary_losses and name in outputs.auxiliary_losses:
-            share = 1 if num_items_in_batch is None else (targets != -100).sum() / num_items_in_batch
-            loss = loss + weight * share * outputs.auxiliary_losses[name]
+            added = weight * outputs.auxiliary_losses[name]
+            if num_items_in_batch is not None:
+                added = added * (targets != -100).sum() / num_items_in_batch
+            loss = loss + added
     return loss

@@ -27,6 +27,7 @@ MODELS = {
         "position_embedding": "learned",
         "max_position_embeddings": 64,
     },
+    "primal": {"mixers": [{"type": "primal", "num_heads": 2, "rank": 4}], "auxiliary_loss_weights": {"ksvd": 0.1}},
     "rotary": {"mixers": [{"type": "softmax", "num_heads": 4, "rotary": True}], "tie_word_embeddings": False},
     "hybrid": {
         "mixers": [{"type": "hgru"}, {"type": "softmax", "num_heads": 4}, {"type": "hgru"}, {"type": "tno"}],
@@ -161,14 +162,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
 
 @every_model
 def test_every_trainable_parameter_gets_a_gradient(name):
-    model = build(name)
+    model = build(name).train()
     ids = tokens(3, 11)
     model(ids, labels=ids).loss.backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert unused == []
 
 
-@pytest.mark.parametrize("name", ["tno", "hgru", "softmax", "hybrid"])
+@pytest.mark.parametrize("name", ["tno", "hgru", "softmax", "primal", "hybrid"])
 def test_compiles_in_one_graph(name):
     torch.compiler.reset()
     model = build(name, torch.float32)
