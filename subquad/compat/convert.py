@@ -140,8 +140,8 @@ def _build(source: Checkpoint, found: Recognized) -> Any:
         raise DataError(f"{name}, which this version cannot convert")
     if found.task is None:
         raise DataError(
-            f"{name}: a layer, no model. Take its module from subquad.compat.from_reference({found.family!r}, …) and "
-            "use it in a model of yours"
+            f"{name}, a part of a model: take the module that subquad.compat.from_reference({found.family!r}, …) "
+            "returns, and use it in a model of yours"
         )
     parameters = inspect.signature(FAMILIES[found.family]).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -157,7 +157,7 @@ def _build(source: Checkpoint, found: Recognized) -> Any:
         raise DataError(f"{name}, but its arguments are not those of one ({type(error).__name__}: {error})") from error
     if not isinstance(model, PreTrainedModel):
         raise DataError(
-            f"{name}, which is no model that can be saved: use the module that "
+            f"{name}, of which no configuration of this library exists, so it cannot be saved: use the module that "
             f"subquad.compat.from_reference({found.family!r}, …) returns"
         )
     return model
@@ -187,10 +187,11 @@ def _tokenizer(
         return None
     if rows is None:
         raise DataError(f"a {found.family} has no vocabulary: leave --dictionary and --tokenizer out")
-    size = tokenizer.vocabulary.size
-    # fairseq has a row for each symbol, and one for the mask; other embeddings are padded to a round number.
-    fits = size in (rows, rows - (found.task == "masked-lm")) if tokenizer.dictionary else size <= rows
-    if not fits:
+    if found.task == "masked-lm" and tokenizer.vocabulary.size < rows:
+        tokenizer.add_mask()
+    size = tokenizer.num_ids
+    # fairseq has a row for each symbol; other embeddings are often padded to a round number.
+    if size > rows or (tokenizer.dictionary and size < rows):
         raise DataError(
             f"{dictionary or spec or source.path}: {size} symbols, the model has {rows} rows in its embedding: "
             "it is not the vocabulary that was used in training"

@@ -2,7 +2,7 @@
 
 Names tell the families apart, because each code base has its own. Shapes tell widths, depths, vocabularies and which
 parts are there. What neither tells (activations, often the number of heads) comes from the arguments that the file
-stores, or from the person who converts it; nothing is assumed.
+stores, or from the person who converts it. Only what no published preset sets has the default of the published code.
 
 A family is one entry at the end of this file.
 """
@@ -29,8 +29,8 @@ class Recognized:
 
     Args:
         family: Name of the family.
-        task: "causal-lm", "masked-lm", "sequence-classification" or "image-classification"; None for a layer, which is
-            no model of its own.
+        task: "causal-lm", "masked-lm", "sequence-classification" or "image-classification"; None for a part of a
+            model.
         config: The published configuration, complete.
     """
 
@@ -579,7 +579,9 @@ ENTRIES = [
         stores_all=False,
     ),
     Entry("primal.cv_vit", "image-classification", has=(r"^blocks\.\d+\.attn\.we$", r"^patch_embed\.")),
-    # Layers: what to say of them
+    # Parts of models
+    Entry("hgrn.lra", None, has=(r"^layers\.0\.layer\.hgru\.",)),
+    Entry("transnormer.lra", None, has=(r"^layers\.0\.layer\.q_proj\.",)),
     Entry("tnn.TnnLayer", None, has=(r"^token_mixer\.toep\.", r"^feature_mixer\.")),
     Entry("tnn.Gtu", None, has=(r"^toep\.rpe\.", r"^u_proj\.")),
     Entry("tnn.Gtu2d", None, has=(r"^toep1\.rpe\.", r"^u_proj\.")),
