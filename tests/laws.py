@@ -23,10 +23,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"window": 4},
     ],
     "fd_tno": [
-        {"horizon": 64},
-        {"horizon": 40, "smooth_spectrum": True, "rpe_activation": "silu", "norm": "layernorm", "bias": False},
-        {"horizon": 64, "num_frequencies": 6},
         {},
+        {"smooth_spectrum": True, "rpe_activation": "silu", "norm": "layernorm", "bias": False},
+        {"num_frequencies": 6},
     ],
     "fd_tno_2d": [{}, {"combine": "sum", "num_frequencies": 4}],
     "ski_tno": [
@@ -48,6 +47,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hgru_2d": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}, {"separate_phases": False}],
     "softmax": [{}, {"num_heads": 2, "rotary": True}],
+    "norm_attention": [
+        {"num_heads": 2},
+        {"num_heads": 1, "activation": "1+elu", "norm": "layernorm", "positions": "rotary", "bias": False},
+        {"num_heads": 4, "positions": None},
+    ],
+    "diag_attention": [
+        {"num_heads": 2, "block_size": 4},
+        {"num_heads": 4, "block_size": 5, "kernel": "softmax"},
+        {"num_heads": 1, "block_size": 6, "kernel": "1+elu", "norm": "rmsnorm", "positions": "rotary", "bias": False},
+        {"num_heads": 2, "block_size": 64, "kernel": "softmax", "norm": "layernorm", "positions": None},
+    ],
     "primal": [{"num_heads": 2}, {"num_heads": 4, "rank": 1, "bias": False}],
 }
 

@@ -48,13 +48,18 @@ class RelativePositionEncoder(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Coefficients (num_positions, dim) of `positions` (num_positions,), float32 or float64 as the parameters."""
         with torch.autocast(positions.device.type, enabled=False):
+            return _linear(self.output_proj, self.features(positions))
+
+    def features(self, positions: Tensor) -> Tensor:
+        """What the output map is applied to, (num_positions, hidden_size) of `positions` (num_positions,)."""
+        with torch.autocast(positions.device.type, enabled=False):
             weight = self.input_proj.weight
             wide = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
             z = _linear(self.input_proj, positions.to(wide).unsqueeze(-1))
             for layer, norm in zip(self.layers, self.norms, strict=False):
                 mapped = _linear(layer, self.activation(norm(z)))
                 z = mapped + z if self.residual else mapped
-            return _linear(self.output_proj, self.activation(self.norms[-1](z)))
+            return self.activation(self.norms[-1](z))
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:

@@ -53,6 +53,10 @@ class ToeplitzOperator(nn.Module):
         """The kernel (num_lags, dim) of sequences of `length`, float32 (float64 if the parameters are)."""
         raise NotImplementedError
 
+    def grid_size(self, length: int) -> int | None:
+        """Points that the coefficients are sampled on, where they depend on that; as many for 2^⌈log₂ length⌉."""
+        return None
+
     def kernel(self, length: int) -> Tensor:
         """As `coefficients`, but evaluated once for many lengths while the parameters do not change.
 
@@ -62,7 +66,8 @@ class ToeplitzOperator(nn.Module):
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._cached_kernel = None
             return self.coefficients(length)
-        key = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+        versions = ((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
+        key = (self.grid_size(length), *versions)
         if self._cached_kernel is None or self._cached_kernel[0] != key or self._cached_kernel[1] < length:
             longest = 1 << (length - 1).bit_length()
             self._cached_kernel = (key, longest, self.coefficients(longest))

@@ -1,0 +1,139 @@
+"""Spectral filter: every channel of a sequence through its own frequency response.
+
+    y = first n entries of IDFT_N(DFT_N(x) ⊙ (real + i·imaginary))        (FD-TNN, arXiv 2305.09028, section 3.3)
+
+This is a Toeplitz product with the taps IDFT_N(real + i·imaginary), N = 2·(num_frequencies − 1), negative lags at the
+end, without ever forming them: one transform less than `toeplitz`.
+
+Layout: x (batch, length, dim), responses (num_frequencies, dim); views of contiguous tensors with the channels first
+are transformed without a copy, and y is such a view. Precision: float64 in float64; everything else is computed in
+float32, y has the dtype of x. Cost: N log N.
+
+| backend   | what it is                                | gradients |
+| reference | the taps, gathered into a Toeplitz matrix | autograd, any order |
+| torch     | real FFT over a contiguous axis           | hand-written, first order |
+
+With X and G the transforms of x and of y's gradient g, the gradient of x is IDFT(G ⊙ conj(response)), that of the
+response w·conj(X) ⊙ G / N, where w counts a frequency and its mirror image: 1 at both ends, 2 between.
+"""
+
+import torch
+from torch import Tensor
+
+from subquad.ops.backends import choose, refuse_second_order
+
+
+def spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor, *, backend: str = "auto") -> Tensor:
+    """Filter each channel by its frequency response.
+
+    Args:
+        x: (batch, length, dim).
+        real: (num_frequencies, dim), the real part of the response at the angular frequencies πj/(num_frequencies − 1).
+        imaginary: (num_frequencies, dim), its imaginary part, zero at the first and the last frequency.
+        backend: "auto", "reference" or "torch".
+
+    Returns:
+        y (batch, length, dim), dtype of `x`.
+
+    Raises:
+        ValueError: If shapes do not fit, the frequencies are too few for the length, or the backend cannot run.
+    """
+    if x.ndim != 3 or x.shape[1] == 0:
+        raise ValueError(f"`x` must be (batch, length, dim) with length > 0, got {tuple(x.shape)}")
+    if real.shape != imaginary.shape or real.ndim != 2 or real.shape[1] != x.shape[2]:
+        raise ValueError(
+            f"`real` and `imaginary` must be (num_frequencies, {x.shape[2]}), got {tuple(real.shape)} and "
+            f"{tuple(imaginary.shape)}"
+        )
+    if real.shape[0] <= x.shape[1]:
+        raise ValueError(f"{x.shape[1]} inputs need at least {x.shape[1] + 1} frequencies, got {real.shape[0]}")
+    backend = choose("spectral_filter", backend, x.device)
+    if backend == "reference" or x.numel() == 0:
+        return _reference(x, real, imaginary)
+    return _spectral_filter(x, real, imaginary)
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
+
+
+def _reference(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    dtype = _accumulator(x)
+    taps = torch.fft.irfft(torch.complex(real.to(dtype), imaginary.to(dtype)), dim=0)
+    i = torch.arange(x.shape[1], device=x.device)
+    matrix = taps[i.unsqueeze(1) - i]
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.einsum("ijd,bjd->bid", matrix, x.to(dtype)).to(x.dtype)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+def _spectrum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Real FFT over time of (batch, length, dim) as (batch, dim, frequencies)."""
+    return torch.fft.rfft(x.to(dtype).transpose(1, 2).contiguous(), n=size)
+
+
+def _first_entries(spectrum: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_spectrum` as (batch, length, dim), a view of a contiguous tensor with the channels first."""
+    y = torch.fft.irfft(spectrum)[..., :length]
+    return y.to(dtype, memory_format=torch.contiguous_format, copy=True).transpose(1, 2)
+
+
+def _response(real: Tensor, imaginary: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.complex(real.to(dtype).T.contiguous(), imaginary.to(dtype).T.contiguous())
+
+
+@torch.library.custom_op("subquad::spectral_filter", mutates_args=())
+def _spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    dtype = _accumulator(x)
+    spectrum = _spectrum(x, 2 * (real.shape[0] - 1), dtype).mul_(_response(real, imaginary, dtype))
+    return _first_entries(spectrum, x.shape[1], x.dtype)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """An empty tensor like `x` (..., length, dim), as a view of a contiguous one with the channels first."""
+    return x.new_empty(*x.shape[:-2], x.shape[-1], x.shape[-2]).transpose(-1, -2)
+
+
+@_spectral_filter.register_fake
+def _(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
+    return _channels_first(x)
+
+
+@torch.library.custom_op("subquad::spectral_filter_backward", mutates_args=())
+def _spectral_filter_backward(
+    gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, size = _accumulator(x), 2 * (real.shape[0] - 1)
+    incoming = _spectrum(gradient, size, dtype)
+    # The spectrum of x is computed again rather than kept: it is four times the size of x.
+    by_response = _spectrum(x, size, dtype).conj_physical_().mul_(incoming).sum(0).mul_(2 / size)
+    by_response[:, 0] /= 2
+    by_response[:, -1] /= 2
+    incoming.mul_(_response(real, imaginary, dtype).conj_physical_())
+    return (
+        _first_entries(incoming, x.shape[1], x.dtype),
+        by_response.real.to(real.dtype, memory_format=torch.contiguous_format, copy=True).T,
+        by_response.imag.to(imaginary.dtype, memory_format=torch.contiguous_format, copy=True).T,
+    )
+
+
+@_spectral_filter_backward.register_fake
+def _(gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _channels_first(x), _channels_first(real), _channels_first(imaginary)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, gradient):
+    return _spectral_filter_backward(gradient, *ctx.saved_tensors)
+
+
+_spectral_filter.register_autograd(_differentiate, setup_context=_save)
+_spectral_filter_backward.register_autograd(refuse_second_order("spectral_filter"))
