@@ -1,6 +1,20 @@
-"""What the published fairseq language models share: their arguments, embeddings, output layers and names.
+r"""What the published fairseq language models share: their arguments, embeddings, output layers and names.
 
-The order is √d · E[token] → [map in] → [+ positions] → [norm] → dropout → blocks → [norm] → [map out] → logits.
+A family brings its blocks, as options of `SubquadConfig`, and the names of what is inside them. The order is
+
+    causal (`language_model`, prefix `decoder.`)
+        √d · E[token] → [map in] → [+ positions] → [norm] → dropout → blocks → [norm] → [map out] → logits
+    masked (`masked_language_model`, prefix `encoder.sentence_encoder.`)
+        E[token] → [+ positions] → [norm] → dropout → zero where padding → blocks → [norm] → dense → logits
+
+for example
+
+    @register_family("family.fairseq_roberta")
+    def fairseq_roberta(tensors, **args):
+        return fairseq.masked_language_model(
+            tensors, args, [*fairseq.GLU_NAMES, (r"\btoken_mixer\.", "self_attn.")],
+            parts={}, pooling="first", mixers=[...], channel_mixer={...}, norm="simple_rmsnorm",
+        )
 """
 
 import re
@@ -9,13 +23,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from subquad.compat.reference import Conversion, Rules, activation_name
+from subquad.compat.adaptive import AdaptiveInput, AdaptiveSoftmax, name_words_once, vocabulary_edges
+from subquad.compat.reference import Conversion, Rules, activation_name, drop_second_name
 from subquad.layers import activation as get_activation
-from subquad.models import SubquadConfig, SubquadForCausalLM
+from subquad.models import SubquadConfig, SubquadForCausalLM, SubquadForMaskedLM
+from subquad.models.classification import RobertaClassifier, pool
+from subquad.registry import unknown_name
 
-EOS = 2
-"""`</s>` in every fairseq dictionary. It ends a text and stands before the next; `<s>` is never fed to these models."""
+BOS, EOS = 0, 2
+"""`<s>` and `</s>` in every fairseq dictionary. In causal models `</s>` ends a text and stands before the next, and
+`<s>` is never fed to them; in masked ones `<s>` begins a text."""
 
 Parts = dict[str, Callable[[Any], None]]
 """What a published model has and no new one should: a description, and how it is put into ours."""
@@ -29,12 +48,15 @@ IGNORED = re.compile(
 NAMES: Rules = [
     (r"\.token_norm\.", ".self_attn_layer_norm."),
     (r"\.channel_norm\.", ".final_layer_norm."),
-    (r"^model\.embed_tokens\.embeddings\.(\d+)\.", r"model.embed_tokens.embeddings.\1.0."),
-    (r"^model\.embed_tokens\.projections\.(\d+)\.", r"model.embed_tokens.embeddings.\1.1."),
-    (r"^model\.project_(in|out)\.", r"model.project_\1_dim."),
     (r"^model\.positions\.", "model.embed_positions."),
     (r"^model\.embedding_norm\.", "model.layernorm_embedding."),
     (r"^model\.final_norm\.", "model.layer_norm."),
+]
+DECODER_NAMES: Rules = [
+    (r"^model\.embed_tokens\.embeddings\.(\d+)\.", r"model.embed_tokens.embeddings.\1.0."),
+    (r"^model\.embed_tokens\.projections\.(\d+)\.", r"model.embed_tokens.embeddings.\1.1."),
+    (r"^model\.project_(in|out)\.", r"model.project_\1_dim."),
+    *NAMES,
     (r"^model\.", "decoder."),
     (r"^lm_head\.weight", "decoder.output_projection.weight"),
     (r"^lm_head\.head_proj\.", "decoder.adaptive_softmax.head.word_proj.0."),
@@ -43,6 +65,14 @@ NAMES: Rules = [
     (r"^lm_head\.tail_proj\.(\d+)\.", r"decoder.adaptive_softmax.tail.\1.0."),
     (r"^lm_head\.tail_words\.(\d+)\.", r"decoder.adaptive_softmax.tail.\1.2."),
 ]
+# The heads of an encoder go before what is inside a layer: both have norms and output maps.
+ENCODER_HEAD_NAMES: Rules = [
+    (r"^lm_head\.decoder\.", "encoder.lm_head."),
+    (r"^lm_head\.norm\.", "encoder.lm_head.layer_norm."),
+    (r"^lm_head\.", "encoder.lm_head."),
+    (r"^classification_heads\.(.+)\.output_proj\.", r"classification_heads.\1.out_proj."),
+]
+ENCODER_NAMES: Rules = [*NAMES, (r"^model\.", "encoder.sentence_encoder.")]
 
 GLU_NAMES: Rules = [
     (r"\bchannel_mixer(\.0)?\.gate_proj\.", "glu.l1."),
@@ -60,6 +90,17 @@ def shifted_exp(x: Tensor) -> Tensor:
     return torch.exp(x - x.detach().amax(-1, keepdim=True))
 
 
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "swish": "silu",
+    "linear": "identity",
+    "tanh": "tanh",
+}
+"""Our names of the activations that fairseq itself has, `activation_fn` and `pooler_activation_fn`."""
+
 FUNCTIONS: dict[Any, Callable[[Tensor], Tensor]] = {"exp": shifted_exp, "sine": torch.sin}
 """Activations of the published fairseq code that ours has none of."""
 
@@ -76,8 +117,8 @@ class Elementwise(nn.Module):
         return self.function(x)
 
 
-class PublishedForCausalLM(SubquadForCausalLM):
-    """A published language model with parts that no configuration of ours describes."""
+class Published:
+    """What a published model with parts that no configuration of ours describes has beside our class."""
 
     parts: tuple[str, ...] = ()
 
@@ -93,102 +134,36 @@ class PublishedForCausalLM(SubquadForCausalLM):
         )
 
 
-class AdaptiveInput(nn.Module):
-    """Token embeddings whose width falls with the band of the vocabulary (Baevski & Auli 2018, arXiv 1809.10853).
+class PublishedForCausalLM(Published, SubquadForCausalLM):
+    """A published causal language model with parts of its own."""
+
+
+class PublishedForMaskedLM(Published, SubquadForMaskedLM):
+    """A published masked language model with parts of its own, and perhaps with classifiers.
 
     Args:
-        edges: End of each band; the last is the size of the vocabulary.
-        width: Width of the first band.
-        dim: Features of every embedding after the band's map.
-        factor: Band i has width ⌊width / factorⁱ⌋.
-        padding_idx: Padding token, in the first band; it gets no gradient.
+        config: Configuration of the model.
+        pooling: What classifiers see of a sequence: "mean" is the mean over all positions, padding included; "first".
     """
 
-    def __init__(self, edges: list[int], width: int, dim: int, factor: float, padding_idx: int):
-        super().__init__()
-        starts = [0, *edges[:-1]]
-        widths = [int(width // factor**i) for i in range(len(edges))]
-        self.bands = list(zip(starts, edges, strict=True))
-        self.dim = dim
-        self.widths = widths
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(end - start, w, padding_idx=None if start else padding_idx)
-            for (start, end), w in zip(self.bands, widths, strict=True)
-        )
-        self.projections = nn.ModuleList(nn.Linear(w, dim, bias=False) for w in widths)
+    def __init__(self, config: SubquadConfig, pooling: str = "mean"):
+        super().__init__(config)
+        self.pooling = pooling
+        self.classification_heads = nn.ModuleDict()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings (..., dim) of `tokens` (...)."""
-        out = torch.empty(*tokens.shape, self.dim, device=tokens.device, dtype=next(self.parameters()).dtype)
-        for (start, end), embed, project in zip(self.bands, self.embeddings, self.projections, strict=True):
-            chosen = (tokens >= start) & (tokens < end)
-            out[chosen] = project(embed(tokens[chosen] - start)).to(out.dtype)
-        return out
+    def forward(self, *args: Any, classification_head_name: str | None = None, **kwargs: Any) -> Any:
+        """Predict tokens, as in `SubquadForMaskedLM`, or the classes of one of the classifiers.
 
-
-class Transposed(nn.Module):
-    """A linear map read backwards: x ↦ xW for the map with weight W."""
-
-    def __init__(self, linear: Any):
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `x` (..., out_features) to (..., in_features)."""
-        return x @ self.linear.weight
-
-
-class AdaptiveSoftmax(nn.Module):
-    """Log-probabilities from a head over frequent words and tail classes (Grave et al. 2017, arXiv 1609.04309).
-
-        log p(w) = log softmax(head)[w] in the first band,  log softmax(head)[class] + log softmax(tail)[w] elsewhere
-
-    Args:
-        edges: End of each band; the last is the size of the vocabulary.
-        dim: Features in.
-        factor: Tail i has width ⌊dim / factor^(i+1)⌋.
-        dropout: Probability of dropping entries of a tail's features.
-        tied: Embeddings whose words are the output words too, or None.
-        tie_maps: Whether the tails' maps are those embeddings' maps, transposed.
-    """
-
-    def __init__(
-        self,
-        edges: list[int],
-        dim: int,
-        factor: float,
-        dropout: float,
-        tied: AdaptiveInput | None,
-        tie_maps: bool,
-    ):
-        super().__init__()
-        widths = [dim, *(int(dim // factor ** (i + 1)) for i in range(len(edges) - 1))]
-        if tied is not None:
-            widths = tied.widths
-        sizes = [end - start for start, end in zip([0, *edges], edges, strict=False)]
-        words = [nn.Linear(width, size, bias=False) for width, size in zip(widths, sizes, strict=True)]
-        maps: list[Any] = [nn.Linear(dim, width, bias=False) for width in widths]
-        if tied is not None:
-            for linear, embedding in zip(words, tied.embeddings, strict=True):
-                linear.register_parameter("weight", embedding.get_parameter("weight"))
-            if tie_maps:
-                maps[1:] = [Transposed(linear) for linear in tied.projections[1:]]
-        self.head_proj = maps[0] if widths[0] != dim else None
-        self.head_words = words[0]
-        self.head_classes = nn.Linear(dim, len(edges) - 1, bias=False)
-        self.tail_proj = nn.ModuleList(maps[1:])
-        self.tail_words = nn.ModuleList(words[1:])
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-probabilities (..., vocab_size) of `x` (..., dim)."""
-        words = x if self.head_proj is None else self.head_proj(x)
-        head = torch.cat([self.head_words(words), self.head_classes(x)], dim=-1).log_softmax(-1)
-        count = self.head_words.out_features
-        bands = [head[..., :count]]
-        for i, (project, tail) in enumerate(zip(self.tail_proj, self.tail_words, strict=True)):
-            bands.append(tail(self.dropout(project(x))).log_softmax(-1) + head[..., count + i, None])
-        return torch.cat(bands, dim=-1)
+        Raises:
+            ValueError: If there is no such classifier.
+        """
+        if classification_head_name is None:
+            return super().forward(*args, **kwargs)
+        if classification_head_name not in self.classification_heads:
+            raise ValueError(unknown_name("classification head", classification_head_name, self.classification_heads))
+        hidden = self.model(*args, **kwargs).last_hidden_state
+        classifier = self.classification_heads[classification_head_name]
+        return SequenceClassifierOutput(logits=classifier(pool(hidden, None, self.pooling)))
 
 
 def require(args: dict[str, Any], *names: str) -> None:
@@ -207,9 +182,20 @@ def function(name: Any) -> Callable[[Tensor], Tensor]:
     return FUNCTIONS.get(name) or get_activation(activation_name(name))
 
 
+def fairseq_activation(option: str, name: str) -> Callable[[Tensor], Tensor]:
+    """The activation that fairseq itself means by `name`, the value of `option`.
+
+    Raises:
+        ValueError: If it has no such activation.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(unknown_name(option, name, ACTIVATIONS))
+    return get_activation(ACTIVATIONS[name])
+
+
 def channel_bias(args: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
     """Whether channel mixers have biases; where the token mixers have none, the weights say it."""
-    return bool(args.get("bias", True)) or "decoder.layers.0.glu.l1.bias" in tensors
+    return bool(args.get("bias", True)) or any(name.endswith(".layers.0.glu.l1.bias") for name in tensors)
 
 
 def glu(act: Any, hidden_size: int, dropout: float, final_act: Any, bias: bool) -> tuple[dict[str, Any], Parts]:
@@ -275,8 +261,8 @@ def language_model(
     dim, padding_idx = args["decoder_embed_dim"], args.get("padding_idx", 1)
     input_dim = args.get("decoder_input_dim") or dim
     output_dim = args.get("decoder_output_dim") or dim
-    input_edges = _edges(args, "adaptive_input_cutoff") if args.get("adaptive_input") else None
-    output_edges = _edges(args, "adaptive_softmax_cutoff") if args.get("adaptive_softmax_cutoff") else None
+    input_edges = vocabulary_edges(args, "adaptive_input_cutoff") if args.get("adaptive_input") else None
+    output_edges = vocabulary_edges(args, "adaptive_softmax_cutoff") if args.get("adaptive_softmax_cutoff") else None
     tie_adaptive = bool(args.get("tie_adaptive_weights"))
     if tie_adaptive and (input_edges is None or input_edges != output_edges):
         raise ValueError(
@@ -332,49 +318,121 @@ def language_model(
     if tied:
         drop_second_name(tensors, "decoder.output_projection.weight", "decoder.embed_tokens.weight")
     elif output_edges:
-        _adaptive_names(tensors, output_edges, tie_adaptive, bool(args.get("tie_adaptive_proj")))
+        name_words_once(tensors, output_edges, tie_adaptive, bool(args.get("tie_adaptive_proj")))
     tensors = {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)}
-    return Conversion(model, tensors, names + NAMES)
+    return Conversion(model, tensors, names + DECODER_NAMES)
 
 
-def _edges(args: dict[str, Any], name: str) -> list[int]:
-    """Ends of the bands of an adaptive vocabulary; cutoffs are written as a list or as text, "20000,60000"."""
-    cutoffs = args.get(name)
-    if isinstance(cutoffs, str):
-        cutoffs = [int(number) for number in cutoffs.strip("[]() ").split(",")]
-    edges = list(cutoffs or [])
-    if not edges or edges != sorted(set(edges)) or edges[-1] > args["vocab_size"]:
-        raise ValueError(
-            f"`{name}` must be increasing numbers up to the {args['vocab_size']} tokens, got {args.get(name)!r}"
-        )
-    return edges if edges[-1] == args["vocab_size"] else [*edges, args["vocab_size"]]
+def masked_language_model(
+    tensors: dict[str, Tensor],
+    args: dict[str, Any],
+    names: Rules,
+    *,
+    parts: Parts,
+    pooling: str,
+    final_norm: str = "layernorm",
+    **options: Any,
+) -> Conversion:
+    """Convert a published RoBERTa-shaped model: its blocks see padding, whose embedding is zero.
 
+    Where the caller gives no `attention_mask`, padding is read off the tokens. A model with `classification_heads` is
+    called with `classification_head_name` too.
 
-def drop_second_name(tensors: dict[str, Tensor], second: str, first: str) -> None:
-    """Take the second name of a tied tensor out, or make it the first where that is missing.
+    Args:
+        tensors: Its state dict.
+        args: Its resolved arguments, with `vocab_size`, and `classification_heads` by name, each with `num_classes`.
+        names: What the parameters inside a layer are called, as in `Conversion`.
+        parts: What no configuration of ours describes.
+        pooling: What its classifiers see: "mean" of all positions, padding included, or the "first".
+        final_norm: Norm after the last block, where the arguments ask for one.
+        **options: `SubquadConfig`'s options of the blocks.
 
     Raises:
-        ValueError: If the two differ.
+        ValueError: If an argument is missing or asks for what no published model of these families has.
     """
-    tensor = tensors.pop(second, None)
-    if tensor is not None and not torch.equal(tensors.setdefault(first, tensor), tensor):
-        raise ValueError(f"the configuration ties {second} to {first}, but the two differ")
+    require(args, "vocab_size", "encoder_embed_dim", "encoder_layers")
+    for name in ("adaptive_input", "encoder_layers_to_keep"):
+        if args.get(name):
+            raise ValueError(f"`{name}` = {args[name]!r}: no published model of these families has it, nor has subquad")
+    tensors = current_names({_encoder_name(name): tensor for name, tensor in tensors.items()})
+    padding_idx, tied = args.get("padding_idx", 1), not args.get("untie_weights_roberta")
+    if not args.get("no_token_positional_embeddings"):
+        options["position_embedding"] = "learned" if args.get("encoder_learned_pos", True) else "sinusoidal"
+        options["position_offset"] = padding_idx + 1
+        options["max_position_embeddings"] = args.get("max_positions") or args.get("tokens_per_sample")
+    pre_norm = bool(args.get("encoder_normalize_before"))
+    config = SubquadConfig(
+        vocab_size=args["vocab_size"],
+        hidden_size=args["encoder_embed_dim"],
+        num_hidden_layers=args["encoder_layers"],
+        norm_position="pre" if pre_norm else "post",
+        final_norm=final_norm if pre_norm else None,
+        scale_embedding=not args.get("no_scale_embedding", True),
+        embedding_norm="layernorm" if args.get("layernorm_embedding", True) else None,
+        padding="zeroed",
+        dropout=float(args.get("dropout", 0.1)),
+        initializer_range=0.02,
+        causal=False,
+        pad_token_id=padding_idx,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        tie_word_embeddings=tied,
+        **options,
+    )
+    parts = parts | _head_activation(args) | _classifiers(args)
+    model = PublishedForMaskedLM(config, pooling) if parts else SubquadForMaskedLM(config)
+    for change in parts.values():
+        change(model)
+    if isinstance(model, PublishedForMaskedLM):
+        model.parts = tuple(parts)
+    model.register_forward_pre_hook(mask_padding, with_kwargs=True)
+    if tied:
+        drop_second_name(tensors, "encoder.lm_head.weight", "encoder.sentence_encoder.embed_tokens.weight")
+    tensors = {name: tensor for name, tensor in tensors.items() if not IGNORED.fullmatch(name)}
+    return Conversion(model, tensors, [*ENCODER_HEAD_NAMES, *names, *ENCODER_NAMES])
 
 
-def _adaptive_names(tensors: dict[str, Tensor], edges: list[int], tied: bool, tie_maps: bool) -> None:
-    softmax, words = "decoder.adaptive_softmax", "decoder.embed_tokens.embeddings"
-    if not tied:
-        head = tensors.pop(f"{softmax}.head.weight", None)
-        if head is not None:
-            tensors[f"{softmax}.head.word_proj.weight"] = head[: edges[0]]
-            tensors[f"{softmax}.head.class_proj.weight"] = head[edges[0] :]
-        return
-    for name in ("word_proj.weight", "word_proj.1.weight"):
-        drop_second_name(tensors, f"{softmax}.head.{name}", f"{words}.0.0.weight")
-    for i in range(len(edges) - 1):
-        drop_second_name(tensors, f"{softmax}.tail.{i}.2.weight", f"{words}.{i + 1}.0.weight")
-        if tie_maps:
-            drop_second_name(tensors, f"{softmax}.tail.{i}.0.weight", f"{words}.{i + 1}.1.weight")
+def _encoder_name(name: str) -> str:
+    """A name of old masked language models as that of today."""
+    name = re.sub(r"^decoder\.", "encoder.", name)
+    return name.replace(".emb_layer_norm.", ".layernorm_embedding.")
+
+
+def _head_activation(args: dict[str, Any]) -> Parts:
+    """A part where the output layer does not have a GELU."""
+    name = args.get("activation_fn", "gelu")
+    activation = fairseq_activation("activation_fn", name)
+    if name == "gelu":
+        return {}
+
+    def change(model: Any) -> None:
+        model.lm_head.activation = activation
+
+    return {f"activation {name!r} in its output layer": change}
+
+
+def _classifiers(args: dict[str, Any]) -> Parts:
+    """The classifiers of a model that was finetuned, as a part."""
+    heads = args.get("classification_heads") or {}
+    activation = fairseq_activation("pooler_activation_fn", args.get("pooler_activation_fn", "tanh"))
+
+    def change(model: Any) -> None:
+        dim, dropout = model.config.hidden_size, args.get("pooler_dropout", 0.0)
+        for name, head in heads.items():
+            classifier = RobertaClassifier(dim, head["num_classes"], dropout, head.get("inner_dim"))
+            classifier.activation = activation
+            model.classification_heads[name] = classifier
+
+    return {f"the classifiers {', '.join(heads)}": change} if heads else {}
+
+
+def mask_padding(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward hook: where the caller says nothing about padding, the padding tokens of `input_ids` are masked."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    told = len(args) > 1 or kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None
+    if told or tokens is None or not (tokens == model.config.pad_token_id).any():
+        return args, kwargs
+    return args, {**kwargs, "attention_mask": tokens != model.config.pad_token_id}
 
 
 def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

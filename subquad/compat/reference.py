@@ -156,6 +156,17 @@ def _load(family: str, conversion: Conversion) -> None:
         raise ValueError(f"the weights do not fit this configuration of a {family}. {found[0].upper()}{found[1:]}")
 
 
+def drop_second_name(tensors: dict[str, Tensor], second: str, first: str) -> None:
+    """Take the second name of a tied tensor out, or make it the first where that is missing.
+
+    Raises:
+        ValueError: If the two differ.
+    """
+    tensor = tensors.pop(second, None)
+    if tensor is not None and not torch.equal(tensors.setdefault(first, tensor), tensor):
+        raise ValueError(f"the configuration ties {second} to {first}, but the two differ")
+
+
 class OnlyOutput(nn.Module):
     """A mixer or block of ours, called as published: without a state, and time first where `time_first`."""
 

@@ -1,13 +1,15 @@
-"""TNN as published (arXiv 2305.04749): the layers of tnn-pytorch and the fairseq language models.
+"""TNN as published (arXiv 2305.04749): the layers of tnn-pytorch and the fairseq language models, causal and masked.
 
 What the published code has beyond our Toeplitz operator stands here: positions relative to the length (`par_type` 2
 and 3), division by the operator of ones (`normalize`), the unit with a shortcut of its own (fairseq's first version)
 and the one that gates itself (GtuV3).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -414,63 +416,90 @@ def tnn_layer(
 @register_family("tnn.fairseq_lm")
 def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     """The language models of fairseq-evo, "tnn_v2_lm" and "tnn_lm"; padding tokens are ordinary inputs."""
-    fairseq.require(args, "model", "decoder_embed_dim", "decoder_attention_heads", "glu_act")
-    if args["model"] not in ("tnn_lm", "tnn_v2_lm"):
-        raise ValueError(unknown_name("model", args["model"], ("tnn_lm", "tnn_v2_lm")))
     if not args.get("no_token_positional_embeddings", True):
         raise ValueError("`no_token_positional_embeddings` = False: no published TNN has positional embeddings")
-    known = {key: args[key] for key in inspect.signature(_unit).parameters if key in args}
-    known.update(embed_dim=args["decoder_embed_dim"], num_heads=args["decoder_attention_heads"])
-    known.setdefault("causal", True)
+    blocks = _fairseq_blocks(tensors, args, "decoder", ("tnn_lm", "tnn_v2_lm"))
+    return fairseq.language_model(
+        _flat_decay(tensors),
+        args,
+        blocks.names,
+        parts=blocks.parts,
+        causal=blocks.causal,
+        use_cache=args.get("par_type", 1) == 1,
+        **blocks.options,
+    )
+
+
+@register_family("tnn.fairseq_roberta")
+def fairseq_roberta(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """The masked language models of fairseq-evo, "roberta_tnn_v2" and "roberta_tnn"."""
+    args.setdefault("no_token_positional_embeddings", True)
+    blocks = _fairseq_blocks(tensors, args, "encoder", ("roberta_tnn", "roberta_tnn_v2"))
+    return fairseq.masked_language_model(
+        _flat_decay(tensors), args, blocks.names, parts=blocks.parts, pooling="mean", **blocks.options
+    )
+
+
+@dataclass
+class FairseqBlocks:
+    """The blocks of a published fairseq model: names inside them, parts, options of `SubquadConfig`, direction."""
+
+    names: Rules
+    parts: fairseq.Parts
+    options: dict[str, Any]
+    causal: bool
+
+
+def _fairseq_blocks(
+    tensors: dict[str, Tensor], args: dict[str, Any], side: str, models: tuple[str, str]
+) -> FairseqBlocks:
+    """The blocks of a "decoder" or "encoder"; the first of `models` is that of the first version."""
+    fairseq.require(args, "model", f"{side}_embed_dim", f"{side}_attention_heads")
+    if args["model"] not in models:
+        raise ValueError(unknown_name("model", args["model"], models))
+    dim, heads = args[f"{side}_embed_dim"], args[f"{side}_attention_heads"]
+    known = {"causal": side == "decoder", "rpe_layers": 6, "rpe_embedding": 64, "embed_dim": dim, "num_heads": heads}
+    known |= {key: args[key] for key in inspect.signature(_unit).parameters if key in args}
     options, legacy = _unit(**known)
-    norm_type = args.get("norm_type", "simplermsnorm")
+    # Arguments that are missing have these defaults, which differ between the unit and the norms of the block.
+    block_norm = args.get("norm_type", "layernorm")
     glu_names = fairseq.SELF_GATED_GLU_NAMES if args.get("glu_type") == 2 else fairseq.GLU_NAMES
-    names = [*glu_names, *_unit_names(norm_type, options["rpe_layers"]), (r"\btoken_mixer\.", "self_attn.gtu.")]
-    channel_mixer, parts = _channel_mixer(args, fairseq.channel_bias(args, tensors))
+    names = [*glu_names, *_unit_names(block_norm, options["rpe_layers"]), (r"\btoken_mixer\.", "self_attn.gtu.")]
+    channel_mixer, parts = _channel_mixer(args, dim, fairseq.channel_bias(args, tensors))
 
     differences = [f"`{key}` {value!r}" for key, value in legacy.items() if value != PLAIN[key]]
     differences += [f"`{key}` {args[key]!r}" for key in FUNCTION_OPTIONS if args.get(key) in fairseq.FUNCTIONS]
-    if args["model"] == "tnn_lm":
+    unit: Callable[..., GTU] = GTU
+    if args["model"] == models[0]:
+        unit = functools.partial(ShortcutGTU, pre_norm=norm_name(known.get("norm_type", "simplermsnorm")))
         differences.append("a shortcut of its own")
     elif args.get("gtu_type") == 3:
+        unit = SelfGatedGTU
         differences.append("itself as its gate")
         names += SELF_GATED_NAMES
+    if side == "encoder" and known["causal"]:
+        differences.append("no sight of later positions")
     if differences:
 
         def replace_units(model: Any) -> None:
             for block in model.model.layers:
-                block.token_mixer = _fairseq_unit(args, options, legacy)
+                block.token_mixer = _extend(unit(dim, known["causal"], **options), options, legacy)
+                _set_functions(block.token_mixer, args, heads)
 
         parts[f"a token mixer with {', '.join(differences)}"] = replace_units
-    return fairseq.language_model(
-        _flat_decay(tensors),
-        args,
-        names,
-        parts=parts,
-        mixers=[{"type": "tno", **options}],
-        channel_mixer=channel_mixer,
-        norm=norm_name(norm_type),
-        causal=known["causal"],
-        use_cache=legacy["par_type"] == 1,
-    )
+    layers = {"mixers": [{"type": "tno", **options}], "channel_mixer": channel_mixer, "norm": norm_name(block_norm)}
+    return FairseqBlocks(names, parts, layers, known["causal"])
 
 
-def _fairseq_unit(args: dict[str, Any], options: dict[str, Any], legacy: dict[str, Any]) -> GTU:
-    """The token mixer of a published language model that differs from ours."""
-    dim, norm_type = args["decoder_embed_dim"], args.get("norm_type", "simplermsnorm")
-    if args["model"] == "tnn_lm":
-        unit: GTU = ShortcutGTU(dim, True, pre_norm=norm_name(norm_type), **options)
-    else:
-        unit = (SelfGatedGTU if args.get("gtu_type") == 3 else GTU)(dim, True, **options)
-    _extend(unit, options, legacy)
+def _set_functions(unit: GTU, args: dict[str, Any], heads: int) -> None:
+    """Give a unit the activations that ours has none of."""
     functions = {key: fairseq.FUNCTIONS.get(args.get(key)) for key in FUNCTION_OPTIONS}
     if functions["act_fun"]:
         unit.activation = functions["act_fun"]
     if functions["rpe_act"]:
         unit.operator.rpe.activation = functions["rpe_act"]
     if functions["act_type"]:
-        unit.operator.kernel_activation = _of_each_head(functions["act_type"], args["decoder_attention_heads"])
-    return unit
+        unit.operator.kernel_activation = _of_each_head(functions["act_type"], heads)
 
 
 def _of_each_head(function: Callable[[Tensor], Tensor], heads: int) -> Callable[[Tensor], Tensor]:
@@ -478,15 +507,16 @@ def _of_each_head(function: Callable[[Tensor], Tensor], heads: int) -> Callable[
     return lambda kernel: function(kernel.unflatten(-1, (heads, -1))).flatten(-2)
 
 
-def _channel_mixer(args: dict[str, Any], bias: bool) -> tuple[dict[str, Any], fairseq.Parts]:
+def _channel_mixer(args: dict[str, Any], dim: int, bias: bool) -> tuple[dict[str, Any], fairseq.Parts]:
     """The GLU, or GLUV2: W_2 (z ⊙ φ(z)) with z = W_1 x."""
     hidden_size = args.get("glu_dim", -1)
-    hidden_size = args["decoder_embed_dim"] if hidden_size == -1 else hidden_size
+    hidden_size = dim if hidden_size == -1 else hidden_size
+    act = args.get("glu_act", "silu")
     if args.get("glu_type") != 2:
-        return fairseq.glu(args["glu_act"], hidden_size, args.get("glu_dropout", 0.0), args.get("fina_act"), bias)
+        return fairseq.glu(act, hidden_size, args.get("glu_dropout", 0.0), args.get("fina_act"), bias)
     if args.get("glu_dropout"):
         raise ValueError("`glu_type` 2 with `glu_dropout`: the published code fails in such a layer")
-    gate = fairseq.function(args["glu_act"])
+    gate = fairseq.function(act)
     change = fairseq.set_channel_activation(lambda z: z * gate(z))
     parts = {"self-gated channel mixers": change, **fairseq.final_activation(args.get("fina_act"))}
     return {"type": "ffn", "hidden_size": hidden_size, "bias": bias}, parts

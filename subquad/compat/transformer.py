@@ -13,14 +13,6 @@ from subquad.mixers import Mixer
 from subquad.models import Block, SubquadConfig, SubquadForCausalLM
 from subquad.registry import unknown_name
 
-ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_accurate": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "swish": "silu",
-    "linear": "identity",
-}
 NAMES: Rules = [
     (r"\btoken_mixer\.output_proj\.head_scale$", "c_attn"),
     (r"\btoken_mixer\.output_proj\.norm\.", "attn_ln."),
@@ -89,27 +81,16 @@ class PaddedPositions(nn.Module):
         return F.embedding(rows, self.weight, self.padding_idx).to(dtype)
 
 
-def mask_padding(
-    model: SubquadForCausalLM, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward hook: where the caller says nothing about padding, the padding tokens of `input_ids` are masked."""
-    tokens = kwargs.get("input_ids", args[0] if args else None)
-    told = len(args) > 1 or kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None
-    if told or tokens is None or not (tokens == model.config.pad_token_id).any():
-        return args, kwargs
-    return args, {**kwargs, "attention_mask": tokens != model.config.pad_token_id}
-
-
 def block_options(args: dict[str, Any]) -> dict[str, Any]:
     """The options of `SubquadConfig` that one layer's arguments determine."""
     fairseq.require(args, "decoder_embed_dim", "decoder_attention_heads", "decoder_ffn_embed_dim")
     act = args.get("activation_fn", "relu")
-    if act not in ACTIVATIONS:
-        raise ValueError(unknown_name("activation_fn", act, ACTIVATIONS))
+    if act not in fairseq.ACTIVATIONS:
+        raise ValueError(unknown_name("activation_fn", act, fairseq.ACTIVATIONS))
     attention = {"num_heads": args["decoder_attention_heads"], "dropout": args.get("attention_dropout", 0.0)}
     ffn = {
         "hidden_size": args["decoder_ffn_embed_dim"],
-        "activation": ACTIVATIONS[act],
+        "activation": fairseq.ACTIVATIONS[act],
         "dropout": args.get("activation_dropout") or args.get("relu_dropout") or 0.0,
     }
     return {"mixers": [{"type": "softmax", **attention}], "channel_mixer": {"type": "ffn", **ffn}, "norm": "layernorm"}
@@ -188,7 +169,7 @@ def language_model(tensors: dict[str, Tensor], args: dict[str, Any], **options: 
                 parts["a position vector for padding"] = _set_padded_positions
     arguments = {"decoder_normalize_before": False, **args}
     conversion = fairseq.language_model(tensors, arguments, NAMES, parts=parts, **options)
-    conversion.module.register_forward_pre_hook(mask_padding, with_kwargs=True)
+    conversion.module.register_forward_pre_hook(fairseq.mask_padding, with_kwargs=True)
     return conversion
 
 

@@ -1,5 +1,6 @@
 """Classifiers of sequences, pairs of sequences and images: the backbone, pooling, and a small network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class RobertaClassifier(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(dim, hidden_size or dim)
-        self.activation = torch.tanh
+        self.activation: Callable[[Tensor], Tensor] = torch.tanh
         self.output_proj = nn.Linear(hidden_size or dim, num_labels)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Masked language model: the backbone predicts tokens that are hidden from it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class MaskedLMHead(nn.Module):
     def __init__(self, dim: int, vocab_size: int):
         super().__init__()
         self.dense = nn.Linear(dim, dim)
-        self.activation = F.gelu
+        self.activation: Callable[[Tensor], Tensor] = F.gelu
         self.norm = nn.LayerNorm(dim)
         self.decoder = nn.Linear(dim, vocab_size)
 
