@@ -1,7 +1,7 @@
-"""HGRN as flash-linear-attention publishes it (fla-hub/hgrn-*): Hugging Face configurations and weights.
+"""HGRN and HGRN2 as flash-linear-attention publishes them (fla-hub/hgrn*): Hugging Face configurations and weights.
 
-The recurrence is real, no map has a bias, the norms have their epsilon inside the root. A checkpoint
-like the published ones is a `SubquadForCausalLM`.
+The recurrences are real, no map has a bias, the norms have their epsilon inside the root. A checkpoint like the
+published ones is a `SubquadForCausalLM`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from subquad.mixers import HGRU, State
 from subquad.models import SubquadConfig, SubquadForCausalLM
 
 NAMES: Rules = [
-    (r"\.token_mixer\.input_proj\.", ".token_mixer.i_proj."),
+    (r"\.token_mixer\.(input|v)_proj\.", ".token_mixer.i_proj."),
     (r"\.token_mixer\.forget_proj\.", ".token_mixer.f_proj."),
     (r"\.token_mixer\.gate_proj\.", ".token_mixer.g_proj."),
     (r"\.token_mixer\.output_proj\.", ".token_mixer.o_proj."),
@@ -117,6 +117,27 @@ def hgrn(
     return _language_model(tensors, mixer, parts, hidden_size=hidden_size, use_cache=not use_short_conv, **config)
 
 
+@register_family("hgrn2.fla")
+def hgrn2(
+    tensors: dict[str, Tensor],
+    *,
+    hidden_size: int = 2048,
+    expand_ratio: int | None = 128,
+    num_heads: int | None = None,
+    use_short_conv: bool = False,
+    use_lower_bound: bool = True,
+    **config: Any,
+) -> Conversion:
+    """`HGRN2ForCausalLM`; the norm of its mixers has the epsilon 1e-5, whatever `norm_eps` says."""
+    if use_short_conv:
+        raise ValueError("`use_short_conv` = True: no published HGRN2 has short convolutions")
+    head_dim = expand_ratio or hidden_size // (num_heads or 1)
+    if num_heads is not None and num_heads * head_dim != hidden_size:
+        raise ValueError(f"`num_heads` = {num_heads} heads of {head_dim} are no `hidden_size` = {hidden_size}")
+    mixer = {"type": "hgrn2", "head_dim": head_dim, "lower_bounds": use_lower_bound, "norm": "rmsnorm_1e-5"}
+    return _language_model(tensors, mixer, {}, hidden_size=hidden_size, **config)
+
+
 def _language_model(
     tensors: dict[str, Tensor],
     mixer: dict[str, Any],
@@ -146,7 +167,7 @@ def _language_model(
     if hidden_act not in ("swish", "silu"):
         raise ValueError(f"`hidden_act` must be 'swish' or 'silu', which are the same, got {hidden_act!r}")
     eps = rms_norm_eps if norm_eps is None else norm_eps
-    norm = {1e-5: "rmsnorm_1e-5"}.get(eps, "rmsnorm_1e-6")
+    norm = "rmsnorm_1e-5" if eps == 1e-5 else "rmsnorm_1e-6"
     if eps not in (1e-5, 1e-6):
         parts = {**parts, f"epsilon {eps} in the norms": functools.partial(_set_epsilon, eps=eps)}
     hidden = intermediate_size or 256 * -(-int(hidden_size * hidden_ratio * 2 / 3) // 256)
@@ -180,7 +201,8 @@ def _language_model(
 
 def _set_epsilon(model: Any, eps: float) -> None:
     for module in model.modules():
-        if isinstance(module, EpsilonRMSNorm):
+        # HGRN2's mixers keep theirs, which is not that of the configuration.
+        if isinstance(module, EpsilonRMSNorm) and module.eps == 1e-6:
             module.eps = eps
 
 

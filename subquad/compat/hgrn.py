@@ -1,7 +1,9 @@
-"""HGRN as published (arXiv 2311.04823): the token mixers of hgru-pytorch and the fairseq language model.
+"""HGRN as published (arXiv 2311.04823): the token mixers of hgru-pytorch, and the models around them.
 
 Rows 2j and 2j + 1 of the published input map are the real and the imaginary part of channel j; ours has all real parts
-before all imaginary ones, as the recurrence returns them.
+before all imaginary ones, as the recurrence returns them. The image and Long Range Arena code sums the shares of the
+layers below into a lower bound; ours, as the language model, those of all layers but the first up to the own one. A
+rotation of the layers turns one into the other.
 """
 
 import re
@@ -10,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subquad.compat import fairseq
+from subquad.compat import fairseq, lra, vit
 from subquad.compat.reference import Conversion, Rules, activation_name, check_options, register_family
+from subquad.layers import LowerBounds
 from subquad.mixers import HGRU, HGRU2D
 from subquad.mixers.hgru import Scans
+from subquad.registry import unknown_name
 
 NAMES: Rules = [
-    (r"\btoken_mixer\.forget_proj\.", "self_attn.hgru.lambda_proj."),
-    (r"\btoken_mixer\.gate_proj\.", "self_attn.hgru.gate."),
-    (r"\btoken_mixer\.output_proj\.", "self_attn.hgru.out_proj."),
-    (r"\btoken_mixer\.phase$", "self_attn.hgru.theta"),
-    (r"\btoken_mixer\.", "self_attn.hgru."),
+    (r"\btoken_mixer\.forget_proj\.", "token_mixer.lambda_proj."),
+    (r"\btoken_mixer\.gate_proj\.", "token_mixer.gate."),
+    (r"\btoken_mixer\.output_proj\.", "token_mixer.out_proj."),
+    (r"\btoken_mixer\.phase$", "token_mixer.theta"),
 ]
 SEPARATE_PHASES: Rules = [
     (r"\btoken_mixer\.phase$", "token_mixer.theta_forward"),
@@ -68,7 +71,7 @@ class TimeFirstHGRU(nn.Module):
         return y.transpose(0, 1).reshape(x.shape)
 
 
-def our_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _our_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Complex input maps with all real rows before all imaginary ones, phases without axes of length 1."""
     tensors = dict(tensors)
     phases = [match for name in tensors if (match := re.fullmatch(r"(|.*\.)theta(_forward|_reverse)?", name))]
@@ -81,13 +84,13 @@ def our_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def names_of(unit: HGRU) -> Rules:
+def _names(unit: HGRU) -> Rules:
     """What the parameters of `unit` are called in the published code."""
     return [*(SEPARATE_PHASES if unit.reverse_phase is not None else []), *NAMES]
 
 
 def _unit(tensors: dict[str, Tensor], unit: HGRU) -> Conversion:
-    return Conversion(TimeFirstHGRU(unit), our_layout(tensors), [*names_of(unit), (r"^self_attn\.hgru\.", "")])
+    return Conversion(TimeFirstHGRU(unit), _our_layout(tensors), [*_names(unit), (r"^token_mixer\.", "")])
 
 
 @register_family("hgrn.Hgru1d")
@@ -148,8 +151,8 @@ def hgru_real1d(
     return _unit(tensors, HGRU(embed_dim, causal, complex=False, activation=activation_name(act_fun)))
 
 
-def grid_unit(kind: type[HGRU2D], dim: int, act_fun: str, **options: Any) -> HGRU2D:
-    """A unit for grids of any size: the size is set before each call."""
+def _grid_unit(kind: type[HGRU2D], dim: int, act_fun: str, **options: Any) -> HGRU2D:
+    """A unit for grids of any size: it is set before each call."""
     return kind(dim, height=1, width=1, activation=activation_name(act_fun), **options)
 
 
@@ -157,13 +160,13 @@ def grid_unit(kind: type[HGRU2D], dim: int, act_fun: str, **options: Any) -> HGR
 def hgru2d(tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True) -> Conversion:
     """Complex recurrence over (height, width, batch, dim), one phase for all scans."""
     kind = ForwardHGRU2D if causal else HGRU2D
-    return _unit(tensors, grid_unit(kind, embed_dim, act_fun, separate_phases=False))
+    return _unit(tensors, _grid_unit(kind, embed_dim, act_fun, separate_phases=False))
 
 
 @register_family("hgrn.BiHgru2d")
 def bihgru2d(tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True) -> Conversion:
     """Complex recurrence over (height, width, batch, dim), both ways whatever `causal` says."""
-    return _unit(tensors, grid_unit(HGRU2D, embed_dim, act_fun))
+    return _unit(tensors, _grid_unit(HGRU2D, embed_dim, act_fun))
 
 
 @register_family("hgrn.HgruReal2d")
@@ -171,7 +174,7 @@ def hgru_real2d(
     tensors: dict[str, Tensor], *, embed_dim: int, act_fun: str = "silu", causal: bool = True
 ) -> Conversion:
     """Real recurrence over (height, width, batch, dim), both ways whatever `causal` says."""
-    return _unit(tensors, grid_unit(HGRU2D, embed_dim, act_fun, complex=False))
+    return _unit(tensors, _grid_unit(HGRU2D, embed_dim, act_fun, complex=False))
 
 
 @register_family("hgrn.fairseq_lm")
@@ -191,9 +194,14 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     )
     unit = {"activation": activation_name(args.get("act_fun", "silu")), "bias": args.get("bias", True)}
     return fairseq.language_model(
-        our_layout(tensors),
+        _our_layout(tensors),
         {"decoder_normalize_before": True, **args},
-        [*NAMES, *fairseq.GLU_NAMES, (r"^model\.shared\.hgru\.weight$", "model.lower_bounds")],
+        [
+            *NAMES,
+            (r"\btoken_mixer\.", "self_attn.hgru."),
+            *fairseq.GLU_NAMES,
+            (r"^model\.shared\.hgru\.weight$", "model.lower_bounds"),
+        ],
         parts=parts,
         mixers=[{"type": "hgru", **unit}],
         channel_mixer=channel_mixer,
@@ -206,3 +214,116 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
 
 def _norm(published: Any) -> str:
     return "simple_rmsnorm" if published == "simplermsnorm" else "layernorm"
+
+
+@register_family("hgrn.im_vit")
+def im_vit(
+    tensors: dict[str, Tensor],
+    *,
+    embed_dim: int = 384,
+    depth: int = 12,
+    glu_dim: int = 576,
+    img_size: int | list[int] = 224,
+    patch_size: int | list[int] = 16,
+    channels: int = 3,
+    num_classes: int = 1000,
+    glu_act: str = "silu",
+    emb_dropout: float = 0.0,
+    prenorm: bool = True,
+    param_share: bool = True,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> Conversion:
+    """An image classifier over the patches row by row; the published code ignores the last three arguments."""
+    names = [*([] if param_share else SEPARATE_PHASES), *NAMES, (r"^shared\.hgru\.weight$", "lower_bounds")]
+    return vit.image_classifier(
+        _our_bounds(_our_layout(tensors)),
+        names,
+        image_size=img_size,
+        patch_embedding=vit.patches("mlp", patch_size),
+        num_channels=channels,
+        hidden_size=embed_dim,
+        num_hidden_layers=depth,
+        mixers=[{"type": "hgru", "separate_phases": not param_share}],
+        channel_mixer={"type": "glu", "hidden_size": glu_dim, "activation": activation_name(glu_act)},
+        norm="layernorm",
+        prenorm=prenorm,
+        embedding_dropout=float(emb_dropout),
+        num_classes=num_classes,
+    )
+
+
+def _our_bounds(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Lower bounds of the image and Long Range Arena code, rotated by one layer."""
+    return {name: t.roll(1, 0) if name.split(".")[-1] == "lower_bounds" else t for name, t in tensors.items()}
+
+
+def _long_range_unit(
+    d_model: int,
+    kind: str,
+    *,
+    act_fun: str = "silu",
+    param_share: bool = True,
+    use_lower_bound: bool = True,
+    causal: bool = False,
+    use_real: bool = False,
+    dropout: float = 0.0,
+) -> HGRU:
+    """A unit as the Long Range Arena code builds it: only units over grids can be real, and then never causal."""
+    options: dict[str, Any] = {"lower_bounds": use_lower_bound}
+    if kind == "hgru1d":
+        activation = activation_name(act_fun)
+        return HGRU(d_model, causal and param_share, separate_phases=not param_share, activation=activation, **options)
+    if use_real:
+        return _grid_unit(HGRU2D, d_model, act_fun, complex=False, **options)
+    return _grid_unit(
+        ForwardHGRU2D if causal and param_share else HGRU2D,
+        d_model,
+        act_fun,
+        separate_phases=not param_share,
+        **options,
+    )
+
+
+@register_family("hgrn.lra")
+def long_range_model(tensors: dict[str, Tensor], **config: Any) -> Conversion:
+    """A model of the Long Range Arena, or with the arguments of its `model` alone the backbone.
+
+    A whole model is called with tokens or features, and lengths where it pools by them; a backbone with
+    (batch, length, dim).
+    """
+    if "model" in config:
+        check_options("hgrn.lra", _classifier, config)
+        return _classifier(tensors, **config)
+    return lra.backbone(*_backbone(tensors, config))
+
+
+def _classifier(
+    tensors: dict[str, Tensor], *, dataset: dict[str, Any], encoder: Any, model: dict[str, Any], decoder: Any
+) -> Conversion:
+    return lra.classifier(*_backbone(tensors, model), dataset=dataset, encoder=encoder, decoder=decoder)
+
+
+def _backbone(tensors: dict[str, Tensor], model: dict[str, Any]) -> tuple[dict[str, Tensor], lra.Backbone, Rules]:
+    check_options("hgrn.lra", lra.Backbone, model)
+    kind, options = lra.layer_options(model["layer"][0], model)
+    if kind not in ("hgru1d", "hgru2d"):
+        raise ValueError(unknown_name("layer of an HGRN", kind, ("hgru1d", "hgru2d")))
+    check_options(f"layer {kind!r}", _long_range_unit, options)
+    units = [_long_range_unit(model["d_model"], kind, **options) for _ in range(model["n_layers"])]
+    shared = None
+    if options.get("use_lower_bound", True):
+        shared = LowerBounds(model["n_layers"], model["d_model"])
+        tensors = _our_bounds(tensors)
+    else:
+        # They are in the file, and nothing reads them.
+        tensors = {name: t for name, t in tensors.items() if name.split(".")[-1] != "lower_bounds"}
+    names = [
+        (r"\bshared\.weight$", "lower_bounds"),
+        (r"\blayer\.mixer\.", "token_mixer."),
+        *_names(units[0]),
+        (r"\btoken_mixer\.", "layer.hgru."),
+    ]
+    backbone = lra.Backbone([lra.SequenceMixer(unit) for unit in units], **model, shared=shared)
+    return _our_layout(tensors), backbone, names

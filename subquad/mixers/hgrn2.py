@@ -32,7 +32,7 @@ class HGRN2(Mixer):
         lower_bounds: Whether the forget gates of a model's layers have lower bounds.
         query_activation: φ_q, by name ("sigmoid" in the paper's image and Long Range Arena models).
         value_activation: φ_v, by name ("silu" in those models).
-        norm: Norm of the heads' outputs, over all of them, by name.
+        norm: Norm of the heads' outputs, over all of them, by name, or None.
         bias: Whether the maps have biases.
 
     Example:
@@ -55,7 +55,7 @@ class HGRN2(Mixer):
         lower_bounds: bool = True,
         query_activation: str = "silu",
         value_activation: str = "identity",
-        norm: str = "layernorm",
+        norm: str | None = "layernorm",
         bias: bool = True,
     ):
         super().__init__(dim, causal)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from subquad import SubquadForCausalLM
 from subquad.compat import from_reference
+from subquad.layers.norms import EpsilonRMSNorm
 
 DIM, HIDDEN, VOCAB = 6, 8, 9
 CONFIG = {"vocab_size": VOCAB, "hidden_size": DIM, "num_hidden_layers": 2, "intermediate_size": HIDDEN}
@@ -151,6 +152,70 @@ def test_tied_weights_and_default_width(tokens):
 def test_configurations_that_were_never_published(options, message):
     with pytest.raises(ValueError, match=message):
         from_reference("hgrn.fla", CONFIG | options, fla_weights())
+
+
+def test_a_fla_checkpoint_of_hgrn2_is_our_model(tokens, tmp_path):
+    weights = fla_weights()
+    for layer in range(2):
+        weights[f"model.layers.{layer}.attn.q_proj.weight"] = weights.pop(f"model.layers.{layer}.attn.g_proj.weight")
+    model = from_reference("hgrn2.fla", CONFIG | {"expand_ratio": 3}, weights)
+    by_heads = from_reference("hgrn2.fla", CONFIG | {"expand_ratio": None, "num_heads": 2}, weights)
+    assert torch.equal(by_heads(tokens).logits, model(tokens).logits)
+    assert type(model) is SubquadForCausalLM
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    other = from_reference("hgrn2.fla", CONFIG | {"expand_ratio": 3, "norm_eps": 0.1}, weights)
+    assert {module.eps for module in other.modules() if isinstance(module, EpsilonRMSNorm)} == {0.1, 1e-5}
+    with pytest.raises(ValueError, match="3 heads of 3 are no `hidden_size` = 6"):
+        from_reference("hgrn2.fla", CONFIG | {"expand_ratio": 3, "num_heads": 3}, weights)
+    with pytest.raises(ValueError, match="no published HGRN2 has short convolutions"):
+        from_reference("hgrn2.fla", CONFIG | {"use_short_conv": True}, weights)
+
+
+def long_range_weights(dim, layers):
+    shapes = {"lower_bounds": (layers, dim), "norm.norm.weight": (dim,), "norm.norm.bias": (dim,)}
+    maps = {"input_proj": 2 * dim, "lambda_proj": dim, "gate": 2 * dim}
+    for j in range(2 * layers):
+        shapes |= {f"layers.{j}.norm.norm.{kind}": (dim,) for kind in ("weight", "bias")}
+    for j in range(0, 2 * layers, 2):
+        hgru = f"layers.{j}.layer.hgru"
+        for name, width in maps.items():
+            shapes |= {f"{hgru}.{name}.weight": (width, dim), f"{hgru}.{name}.bias": (width,)}
+        shapes |= {f"{hgru}.out_proj.weight": (dim, 2 * dim), f"{hgru}.out_proj.bias": (dim,)}
+        shapes |= {f"{hgru}.norm.{kind}": (2 * dim,) for kind in ("weight", "bias")}
+        shapes |= {f"{hgru}.theta_{direction}": (1, 1, dim) for direction in ("forward", "reverse")}
+        glu = f"layers.{j + 1}.layer"
+        shapes |= {
+            f"{glu}.l{i}.{kind}": (dim,) * (1 + (kind == "weight")) for i in (1, 2, 3) for kind in ("weight", "bias")
+        }
+    return {name: torch.rand(shape, dtype=torch.float64) - 0.3 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("kind", ["hgru1d", "hgru2d"])
+def test_a_whole_long_range_model_is_its_parts(kind):
+    layer = [{"_name_": kind, "param_share": False}, {"_name_": "glu", "glu_expand_ratio": 1}]
+    model = {"d_model": DIM, "n_layers": 2, "layer": layer, "norm": "layer", "dropout": 0.1}
+    weights = long_range_weights(DIM, 2)
+    table, head = torch.randn(VOCAB, DIM, dtype=torch.float64), torch.randn(3, DIM, dtype=torch.float64)
+    whole = {f"model.{name}": weight for name, weight in weights.items()}
+    whole |= {"encoder.weight": table, "decoder.output_transform.weight": head}
+    whole |= {"decoder.output_transform.bias": torch.zeros(3, dtype=torch.float64)}
+    classifier = from_reference(
+        "hgrn.lra",
+        {
+            "dataset": {"n_tokens": VOCAB, "d_output": 3},
+            "encoder": "embedding",
+            "model": model,
+            "decoder": {"_name_": "sequence", "mode": "pool"},
+        },
+        whole,
+    )
+    backbone = from_reference("hgrn.lra", model, weights)
+    tokens = torch.randint(VOCAB, (2, 12))
+    assert_close(classifier(tokens), backbone(table[tokens]).mean(1) @ head.T)
+    with pytest.raises(ValueError, match="Did you mean 'hgru1d'"):
+        from_reference("hgrn.lra", model | {"layer": [{"_name_": "hgrn1d"}, layer[1]]}, weights)
 
 
 @pytest.mark.parametrize("family", ["hgrn.Hgru1dV2", "hgrn.Hgru1dV3"])
