@@ -99,7 +99,8 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch norm of each feature over all positions of (batch, length, dim) (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     In training the statistics are those of the batch, which a running average keeps for evaluation (momentum 0.1).
-    Padding is left out of them, and has the output zero in training.
+    Padding is left out of them, and has the output zero in training. Under gradient checkpointing each batch enters the
+    running average twice, because the forward pass is run twice.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

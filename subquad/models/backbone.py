@@ -127,6 +127,17 @@ def _init_linear(linear: nn.Linear, std: float) -> None:
         nn.init.zeros_(linear.bias)
 
 
+def require_tokens(config: SubquadConfig) -> None:
+    """Hold that a model reads tokens, as one that predicts tokens must.
+
+    Raises:
+        ValueError: If it reads images or numbers.
+    """
+    for name in ("image_size", "input_features"):
+        if getattr(config, name) is not None:
+            raise ValueError(f"a language model reads tokens: leave `{name}` out of its configuration")
+
+
 @dataclass
 class BackboneOutput(BaseModelOutputWithPast):
     """What the backbone returns, see `SubquadModel.forward`."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from subquad.models.backbone import SubquadModel, SubquadPreTrainedModel
+from subquad.models.backbone import SubquadModel, SubquadPreTrainedModel, require_tokens
 from subquad.models.configuration import SubquadConfig
 from subquad.models.losses import add_auxiliary_losses, token_loss
 
@@ -33,6 +33,7 @@ class SubquadForCausalLM(SubquadPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if not config.causal:
             raise ValueError("a causal language model needs `causal: true` in its configuration")
+        require_tokens(config)
         if "batchnorm" in (config.norm, config.final_norm, config.embedding_norm):
             raise ValueError("batch norm sees later tokens in training: a causal language model needs another norm")
         self.model = SubquadModel(config)

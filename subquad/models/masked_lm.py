@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 
-from subquad.models.backbone import SubquadModel, SubquadPreTrainedModel
+from subquad.models.backbone import SubquadModel, SubquadPreTrainedModel, require_tokens
 from subquad.models.configuration import SubquadConfig
 from subquad.models.losses import add_auxiliary_losses, token_loss
 
@@ -57,6 +57,7 @@ class SubquadForMaskedLM(SubquadPreTrainedModel):
         super().__init__(config)
         if config.causal:
             raise ValueError("a masked language model needs `causal: false` in its configuration")
+        require_tokens(config)
         self.model = SubquadModel(config)
         self.lm_head = MaskedLMHead(config.output_dim, config.vocab_size)
         self.post_init()

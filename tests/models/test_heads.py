@@ -290,6 +290,66 @@ def test_initial_values_of_bert():
     assert wide.lm_head.dense.weight.abs().max() <= 64**-0.5
 
 
+PUBLISHED = {
+    "roberta_tnn_v2_decay_99": (
+        SubquadForMaskedLM,
+        {
+            "vocab_size": 50265,
+            "hidden_size": 768,
+            "mixers": [{"type": "tno", "rpe_hidden_size": 64, "rpe_layers": 6}],
+            "norm_position": "post",
+            "embedding_norm": "layernorm",
+        },
+        126_400_089,
+        126_372_441,
+    ),
+    "tnn_vit_e3g1_tiny_rpe_l1_90_prenorm": (
+        SubquadForImageClassification,
+        {
+            "image_size": 224,
+            "hidden_size": 192,
+            "mixers": [{"type": "tno_2d", "height": 14, "width": 14, "rpe_hidden_size": 48, "rpe_layers": 1}],
+            "num_labels": 1000,
+        },
+        6_422_056,
+        6_408_232,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_of_published_models(name):
+    kind, options, expected, trainable = PUBLISHED[name]
+    config = SubquadConfig.from_options({"num_hidden_layers": 12, "final_norm": None, "causal": False, **options})
+    with torch.device("meta"):
+        model = kind(config)
+    assert sum(p.numel() for p in model.parameters()) == expected
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+
+
+@pytest.mark.parametrize("name", ["masked-lm", "batch-norm", "roberta"])
+def test_exports_with_any_length(name):
+    model = build(name, torch.float32)
+    length = torch.export.Dim("length", min=2, max=20)
+    inputs = {key: value for key, value in example(model).items() if key != "labels"}
+    shapes = {key: {1: length} for key in inputs}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False).module()
+    longer = {"input_ids": tokens(2, 17), "attention_mask": (torch.arange(17) < 15).long().expand(2, 17)}
+    assert_close(exported(**longer).logits, model(**longer).logits)
+
+
+@pytest.mark.parametrize("name", ["masked-lm", "batch-norm", "pairs", "images-conv"])
+def test_half_precision_stays_near(name):
+    model = build(name, torch.float32).train()
+    inputs = example(model)
+    expected = model(**inputs).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs).loss
+    loss.backward()
+    assert_close(loss, expected, torch.bfloat16)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_dropout_of_embeddings_alone():
     model = build("sequences", embedding_dropout=0.5).train()
     first = model.model(tokens(1, 50), output_hidden_states=True).hidden_states[0]
@@ -338,6 +398,8 @@ def test_impossible_configurations(options, message):
     [
         (SubquadForMaskedLM, {"causal": True}, "causal: false"),
         (SubquadForCausalLM, {"causal": True, "norm": "batchnorm"}, "batch norm sees later tokens"),
+        (SubquadForMaskedLM, {"input_features": 1}, "reads tokens: leave `input_features` out"),
+        (SubquadForCausalLM, {**IMAGES, "causal": True, "mixers": [{"type": "tno"}]}, "leave `image_size` out"),
         (SubquadForImageClassification, {}, "needs an `image_size`"),
         (SubquadForImageClassification, {**IMAGES, "classifier": "pair"}, "is for sequences"),
         (SubquadForSequenceClassification, IMAGES, "use `SubquadForImageClassification`"),
