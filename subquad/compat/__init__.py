@@ -3,4 +3,16 @@
 from subquad.compat import fla, hgrn, hgrn2, lra, primal, primal_lra, tnn, tnn_grid, transformer, vit
 from subquad.compat.reference import from_reference
 
-__all__ = ["fla", "from_reference", "hgrn", "hgrn2", "lra", "primal", "primal_lra", "tnn", "tnn_grid", "transformer", "vit"]
+__all__ = [
+    "fla",
+    "from_reference",
+    "hgrn",
+    "hgrn2",
+    "lra",
+    "primal",
+    "primal_lra",
+    "tnn",
+    "tnn_grid",
+    "transformer",
+    "vit",
+]

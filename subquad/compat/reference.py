@@ -175,11 +175,11 @@ class OnlyOutput(nn.Module):
         self.module = module
         self.time_first = time_first
 
-    def forward(self, x: Tensor, **shared: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Run the module on `x`, (batch, length, dim) or (length, batch, dim)."""
         if not self.time_first:
-            return self.module(x, **shared)[0]
-        return self.module(x.transpose(0, 1), **shared)[0].transpose(0, 1)
+            return self.module(x)[0]
+        return self.module(x.transpose(0, 1))[0].transpose(0, 1)
 
 
 UNWRAP: Rules = [(r"^module\.", "")]

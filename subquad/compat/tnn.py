@@ -162,7 +162,7 @@ def _norm_names(published: str) -> Rules:
     return [(where + r"\.weight$", rf"\1\2.{weight}"), (where + r"\.bias$", r"\1\2.offset")] if weight else []
 
 
-def _operator_names(norm_type: str, layers: int) -> Rules:
+def operator_names(norm_type: str, layers: int) -> Rules:
     """Names inside an operator and its encoder."""
     return [
         *_norm_names(norm_type),
@@ -178,7 +178,7 @@ def _operator_names(norm_type: str, layers: int) -> Rules:
 def _unit_names(norm_type: str, layers: int) -> Rules:
     """Names inside a unit, once those of a channel mixer beside it are gone."""
     return [
-        *_operator_names(norm_type, layers),
+        *operator_names(norm_type, layers),
         (r"\b(tno|operator)\.", "toep."),
         (r"\bgate_proj\.", "u_proj."),
         (r"\binput_proj\.", "v_proj."),
@@ -192,7 +192,12 @@ SELF_GATED_NAMES: Rules = [(r"\bv_proj\.", "in_proj."), (r"\bo\.", "out_proj.")]
 GLU_NAMES: Rules = [(r"\bgate_proj\.", "l1."), (r"\bup_proj\.", "l2."), (r"\bdown_proj\.", "l3.")]
 
 
-def _check_operator(causal: bool, use_decay: bool, use_multi_decay: bool, par_type: int) -> None:
+def check_operator(causal: bool, use_decay: bool, use_multi_decay: bool, par_type: int) -> None:
+    """Hold the published arguments of an operator against each other.
+
+    Raises:
+        ValueError: If they exclude each other, or a value is impossible.
+    """
     if use_decay and use_multi_decay:
         raise ValueError("`use_decay` and `use_multi_decay` exclude each other: set one of them to false")
     if par_type not in (1, 2, 3):
@@ -201,12 +206,12 @@ def _check_operator(causal: bool, use_decay: bool, use_multi_decay: bool, par_ty
         raise ValueError("`par_type` 3 is not defined for negative lags: use it with `causal`, or take `par_type` 1")
 
 
-def _flat_decay(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def flat_decay(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Decays of shape (heads, 1, head_dim) as (dim,)."""
     return {name: t.flatten() if name.split(".")[-1] == "gamma" else t for name, t in tensors.items()}
 
 
-def _unit(
+def unit_options(
     *,
     embed_dim: int,
     num_heads: int,
@@ -229,7 +234,7 @@ def _unit(
     act_type: str = "none",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """A published unit's arguments, with its defaults, as options of ours and of what ours leaves out."""
-    _check_operator(causal, use_decay, use_multi_decay, par_type)
+    check_operator(causal, use_decay, use_multi_decay, par_type)
     if resi_param:
         raise ValueError("`resi_param` cannot be true: the published code fails to build such a unit")
     width = int(expand_ratio * embed_dim) // num_heads * num_heads
@@ -290,7 +295,7 @@ def rpe(
 ) -> Conversion:
     """A relative position encoder, (num_positions, 1) to (num_positions, outdim)."""
     encoder = RelativePositionEncoder(outdim, dim, layers, activation_name(act), norm_name(norm_type), residual, bias)
-    return Conversion(PublishedRPE(encoder), tensors, [*_operator_names(norm_type, layers), (r"^rpe\.", "")])
+    return Conversion(PublishedRPE(encoder), tensors, [*operator_names(norm_type, layers), (r"^rpe\.", "")])
 
 
 @register_family("tnn.Tno")
@@ -313,7 +318,7 @@ def tno(
     norm_type: str = "simplermsnorm",
 ) -> Conversion:
     """A Toeplitz operator over (batch, heads, length, head_dim)."""
-    _check_operator(causal, use_decay, use_multi_decay, par_type)
+    check_operator(causal, use_decay, use_multi_decay, par_type)
     operator = PublishedTNO(
         h * dim,
         causal,
@@ -328,18 +333,18 @@ def tno(
         rpe_bias=bias,
         kernel_activation=activation_name(act_type),
     )
-    names = [*_operator_names(norm_type, layers), (r"^tno\.", "")]
-    return Conversion(HeadFirstTNO(operator), _flat_decay(tensors), names)
+    names = [*operator_names(norm_type, layers), (r"^tno\.", "")]
+    return Conversion(HeadFirstTNO(operator), flat_decay(tensors), names)
 
 
 @register_family("tnn.Gtu")
 def gtu(tensors: dict[str, Tensor], **config: Any) -> Conversion:
     """A gated Toeplitz unit over (batch, length, dim)."""
-    check_options("tnn.Gtu", _unit, config)
-    options, legacy = _unit(**config)
+    check_options("tnn.Gtu", unit_options, config)
+    options, legacy = unit_options(**config)
     unit = _extend(GTU(config["embed_dim"], config.get("causal", False), **options), options, legacy)
     names = _unit_names(config.get("norm_type", "simplermsnorm"), options["rpe_layers"])
-    return Conversion(OnlyOutput(unit), _flat_decay(tensors), [*UNWRAP, *names])
+    return Conversion(OnlyOutput(unit), flat_decay(tensors), [*UNWRAP, *names])
 
 
 @register_family("tnn.GLU")
@@ -380,7 +385,7 @@ def tnn_layer(
     glu_act: str = "silu",
 ) -> Conversion:
     """A block over (batch, length, dim), its norms before the mixers or on their outputs."""
-    options, _ = _unit(
+    options, _ = unit_options(
         embed_dim=dim,
         num_heads=num_heads,
         act_fun=gtu_act,
@@ -410,7 +415,7 @@ def tnn_layer(
         *_unit_names(norm_type, rpe_layers),
         (r"^channel_norm\.", "feature_norm."),
     ]
-    return Conversion(OnlyOutput(Block(config, 0)), _flat_decay(tensors), names)
+    return Conversion(OnlyOutput(Block(config, 0)), flat_decay(tensors), names)
 
 
 @register_family("tnn.fairseq_lm")
@@ -420,7 +425,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
         raise ValueError("`no_token_positional_embeddings` = False: no published TNN has positional embeddings")
     blocks = _fairseq_blocks(tensors, args, "decoder", ("tnn_lm", "tnn_v2_lm"))
     return fairseq.language_model(
-        _flat_decay(tensors),
+        flat_decay(tensors),
         args,
         blocks.names,
         parts=blocks.parts,
@@ -436,7 +441,7 @@ def fairseq_roberta(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     args.setdefault("no_token_positional_embeddings", True)
     blocks = _fairseq_blocks(tensors, args, "encoder", ("roberta_tnn", "roberta_tnn_v2"))
     return fairseq.masked_language_model(
-        _flat_decay(tensors), args, blocks.names, parts=blocks.parts, pooling="mean", **blocks.options
+        flat_decay(tensors), args, blocks.names, parts=blocks.parts, pooling="mean", **blocks.options
     )
 
 
@@ -459,8 +464,8 @@ def _fairseq_blocks(
         raise ValueError(unknown_name("model", args["model"], models))
     dim, heads = args[f"{side}_embed_dim"], args[f"{side}_attention_heads"]
     known = {"causal": side == "decoder", "rpe_layers": 6, "rpe_embedding": 64, "embed_dim": dim, "num_heads": heads}
-    known |= {key: args[key] for key in inspect.signature(_unit).parameters if key in args}
-    options, legacy = _unit(**known)
+    known |= {key: args[key] for key in inspect.signature(unit_options).parameters if key in args}
+    options, legacy = unit_options(**known)
     # Arguments that are missing have these defaults, which differ between the unit and the norms of the block.
     block_norm = args.get("norm_type", "layernorm")
     glu_names = fairseq.SELF_GATED_GLU_NAMES if args.get("glu_type") == 2 else fairseq.GLU_NAMES

@@ -154,7 +154,7 @@ UNIT_NAMES: Rules = [
 
 
 def _encoder_names(rpe_type: int, rpe_layers: int) -> Rules:
-    return TWO_MAP_NAMES if rpe_type == 1 else tnn._operator_names("simplermsnorm", rpe_layers)
+    return TWO_MAP_NAMES if rpe_type == 1 else tnn.operator_names("simplermsnorm", rpe_layers)
 
 
 @register_family("tnn.lra_rpe")
@@ -198,7 +198,7 @@ def lra_tno(
     layers: int = 3,
 ) -> Conversion:
     """An operator of the Long Range Arena code; `n` is its window where `use_pad`, `l` and `transform_type` nothing."""
-    tnn._check_operator(causal, use_decay, use_multi_decay, par_type)
+    tnn.check_operator(causal, use_decay, use_multi_decay, par_type)
     operator = LongRangeTNO(
         h * dim,
         causal,
@@ -217,7 +217,7 @@ def lra_tno(
         kernel_activation=activation_name(act_type),
     )
     names = [*_encoder_names(rpe_type, layers), *UNIT_NAMES, (r"^toep\.", "")]
-    return Conversion(tnn.HeadFirstTNO(operator), tnn._flat_decay(tensors), names)
+    return Conversion(tnn.HeadFirstTNO(operator), tnn.flat_decay(tensors), names)
 
 
 LAYERS = {"gtu": (False, False), "gtu2d": (True, False), "tno": (False, True), "tno2d": (True, True)}
@@ -251,8 +251,8 @@ def _long_range_unit(
     """A published layer from its arguments, named as in "gtu", and what its parameters are called."""
     grid, in_tno_names = LAYERS[layer]
     defaults = {"expand_ratio": 2, "norm_type": "layernorm", "gamma": 0.999}
-    check_options(f"layer {layer!r}", tnn._unit, {"embed_dim": d_model, "num_heads": n_heads, **unit})
-    options, published = tnn._unit(embed_dim=d_model, num_heads=n_heads, **{**defaults, **unit})
+    check_options(f"layer {layer!r}", tnn.unit_options, {"embed_dim": d_model, "num_heads": n_heads, **unit})
+    options, published = tnn.unit_options(embed_dim=d_model, num_heads=n_heads, **{**defaults, **unit})
     options |= published | {
         # Layers with the names of "tno" do not hand on the activation.
         "rpe_activation": "relu" if in_tno_names else activation_name(rpe_act),
@@ -306,7 +306,7 @@ def _used(tensors: dict[str, Tensor], mixer: nn.Module) -> dict[str, Tensor]:
 
 def _layer(tensors: dict[str, Tensor], layer: str, config: dict[str, Any]) -> Conversion:
     module, names = _long_range_unit(layer, **_arguments(layer, config))
-    return Conversion(module, tnn._flat_decay(_used(tensors, module.mixer)), [*names, *lra.UNWRAP])
+    return Conversion(module, tnn.flat_decay(_used(tensors, module.mixer)), [*names, *lra.UNWRAP])
 
 
 @register_family("tnn.lra_gtu")
@@ -345,7 +345,7 @@ def lra_model(
     arguments = {"d_model": model["d_model"], **_arguments(layer, options)}
     mixers, names = zip(*(_long_range_unit(layer, **arguments) for _ in range(model["n_layers"])), strict=True)
     backbone = lra.Backbone(mixers, **model)
-    tensors = tnn._flat_decay(_used(tensors, mixers[0].mixer))
+    tensors = tnn.flat_decay(_used(tensors, mixers[0].mixer))
     return lra.classifier(tensors, backbone, names[0], dataset=dataset, encoder=encoder, decoder=decoder)
 
 
@@ -364,21 +364,21 @@ class Grids(nn.Module):
 
 def _image_names(rpe_layers: int) -> Rules:
     """Names inside a unit of the image models."""
-    return [*GRID_NAMES, *tnn._operator_names("simplermsnorm", rpe_layers), *UNIT_NAMES]
+    return [*GRID_NAMES, *tnn.operator_names("simplermsnorm", rpe_layers), *UNIT_NAMES]
 
 
 @register_family("tnn.im_gtu")
 def im_gtu(tensors: dict[str, Tensor], **config: Any) -> Conversion:
     """The unit of the image models over (batch, height, width, dim)."""
-    check_options("tnn.im_gtu", tnn._unit, config)
+    check_options("tnn.im_gtu", tnn.unit_options, config)
     if config.get("norm_type", "simplermsnorm") != "simplermsnorm":
         # All that this code has beside it.
         config = {**config, "norm_type": "layernorm"}
-    options, published = tnn._unit(**config)
+    options, published = tnn.unit_options(**config)
     shape = {"height": 1, "width": 1, "combine": "sum"}
     unit = ImageGTU2D(config["embed_dim"], config.get("causal", False), **shape, **options, **published)
     names = [(r"^unit\.", ""), *_image_names(options["rpe_layers"])]
-    return Conversion(Grids(unit), tnn._flat_decay(tensors), names)
+    return Conversion(Grids(unit), tnn.flat_decay(tensors), names)
 
 
 @register_family("tnn.im_vit")
@@ -421,9 +421,9 @@ def im_vit(
         "rpe_layers": rpe_layers,
         "rpe_embedding": rpe_embdding,
     }
-    options, _ = tnn._unit(**unit)
+    options, _ = tnn.unit_options(**unit)
     return vit.image_classifier(
-        tnn._flat_decay(tensors),
+        tnn.flat_decay(tensors),
         _image_names(rpe_layers),
         image_size=img_size,
         patch_embedding=patches,
