@@ -28,7 +28,7 @@ from subquad.data import DataError
 # constructors that take a size and allocate it.
 ALLOWED = re.compile(
     r"torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage|torch\.(Size|device|u?int\d+|b?float\d+|bool)|"
-    r"collections\.OrderedDict|(builtins|__builtin__)\.set|_codecs\.encode|argparse\.Namespace"
+    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set|_codecs\.encode|argparse\.Namespace"
 )
 
 ZIP, PICKLE = b"PK\x03\x04", "/data.pkl"

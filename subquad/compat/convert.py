@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from subquad._version import __version__
 from subquad.compat.checkpoints import Checkpoint, read_checkpoint
-from subquad.compat.recognize import Recognized, recognize
+from subquad.compat.recognize import Recognized, preset, recognize
 from subquad.compat.reference import FAMILIES, from_reference
 from subquad.data import DataError, Tokenizer, build_tokenizer, load_tokenizer
 from subquad.data.dictionary import Dictionary
@@ -99,7 +99,7 @@ def convert(
     return Converted(
         folder=output,
         family=found.family,
-        preset=_preset(found),
+        preset=preset(found.config),
         parameters=model.num_parameters(),
         vocabulary=getattr(model.config, "vocab_size", None),
         unit=vocabulary and vocabulary.unit,
@@ -224,18 +224,13 @@ def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: To
             "name": source.path.name,
             "sha256": source.sha256(),
             "family": found.family,
-            "preset": _preset(found),
+            "preset": preset(found.config),
             **source.progress,
             "config": found.config,
         },
         "vocabulary": tokenizer and tokenizer.vocabulary.as_dict(),
         "parameters": model.num_parameters(),
     }
-
-
-def _preset(found: Recognized) -> str | None:
-    preset = found.config.get("arch")
-    return preset if isinstance(preset, str) else None
 
 
 def _write(path: Path, text: str) -> None:

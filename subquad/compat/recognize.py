@@ -76,6 +76,12 @@ def recognize(tensors: Tensors, stored: Config, given: Config | None = None, fam
     return Recognized(entry.family, entry.task, config)
 
 
+def preset(config: Config) -> str | None:
+    """The published name of a fairseq configuration, where it stores one."""
+    names = (config.get("arch"), config.get("_name"))
+    return next((name for name in names if isinstance(name, str)), None)
+
+
 @dataclass(frozen=True)
 class Entry:
     """How a family is recognised.
@@ -260,8 +266,7 @@ def _gtu(tensors: Tensors, config: Config, side: str) -> Config:
 
 def _tnn(tensors: Tensors, config: Config, side: str) -> Config:
     """TNN: the class of the model follows from the preset's name."""
-    arch = config.get("arch")
-    if isinstance(arch, str):
+    if arch := preset(config):
         version = "_v2" if "tnn_v2" in arch else ""
         config.setdefault("model", f"roberta_tnn{version}" if side == "encoder" else f"tnn{version}_lm")
     return _gtu(tensors, config, side)
@@ -312,9 +317,12 @@ def _primal(tensors: Tensors, config: Config) -> Config:
 # Models for classes
 
 
-def _only(*keys: str) -> Callable[[Config], Config]:
-    """The arguments of a file that are the family's, out of those of a whole program."""
-    return lambda arguments: {key: arguments[key] for key in keys if key in arguments}
+def _pipeline_arguments(arguments: Config) -> Config:
+    """Of what a whole program was told, what its model was; `_name_` is the class, which is always the same."""
+    config = {key: arguments[key] for key in ("dataset", "encoder", "model", "decoder") if key in arguments}
+    if isinstance(config.get("model"), dict):
+        config["model"] = {key: value for key, value in config["model"].items() if key != "_name_"}
+    return config
 
 
 def _pipeline(tensors: Tensors, config: Config) -> Config:
@@ -525,7 +533,7 @@ ENTRIES = [
             family,
             "sequence-classification",
             has=(pattern, r"^encoder\.(0\.)?weight$"),
-            stored=_only("dataset", "encoder", "model", "decoder"),
+            stored=_pipeline_arguments,
             derive=_pipeline,
             published=_PIPELINE,
             stores_all=False,
