@@ -70,10 +70,10 @@ def function(name: Any) -> Callable[[Tensor], Tensor]:
 
 def layer_options(config: Mapping[str, Any], model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of a layer and its arguments; its dropout is the model's where it has none of its own."""
-    options = dict(config)
+    name, options = _described(config)
     if options.get("dropout") is None:
         options["dropout"] = model.get("dropout", 0.0)
-    return options.pop("_name_"), options
+    return name, options
 
 
 def squarest_grid(length: int) -> tuple[int, int]:
@@ -150,13 +150,7 @@ def channel_mixer(config: Mapping[str, Any], model: Mapping[str, Any]) -> nn.Mod
     return kinds[name](model["d_model"], **options)
 
 
-def _glu(
-    dim: int,
-    *,
-    act_fun: str = "swish",
-    glu_expand_ratio: float = 2,
-    dropout: float = 0.0,
-) -> nn.Module:
+def _glu(dim: int, *, act_fun: str = "swish", glu_expand_ratio: float = 2, dropout: float = 0.0) -> nn.Module:
     unit = GLU(dim, int(dim * glu_expand_ratio), dropout=dropout)
     unit.activation = function(act_fun)
     return unit
@@ -225,6 +219,8 @@ class Backbone(nn.Module):
         super().__init__()
         if residual != "R":
             raise ValueError(f"`residual` must be 'R', the plain shortcut of all published models, got {residual!r}")
+        if n_layers < 1:
+            raise ValueError(f"`n_layers` must be positive, got {n_layers}")
         assert len(mixers) == n_layers
         model = {"d_model": d_model, "dropout": dropout}
         layers = [f for mixer in mixers for f in (mixer, channel_mixer(layer[-1], model))]
@@ -397,6 +393,8 @@ def classifier(
             table = SinusoidalPositions(model.dim, interleaved=True)(torch.arange(len(stage.pe)), torch.float64)
             like = next((t for t in tensors.values() if t.is_floating_point()), table)
             tensors.setdefault(f"encoder.{index}.pe", table.to(like.dtype))
+    if "d_output" not in dataset:
+        raise ValueError("`dataset` must have `d_output`, the number of classes")
     if dataset.get("l_output"):
         raise ValueError(f"`l_output` must be 0, one output for each sequence, got {dataset['l_output']}")
     name, options = _described(decoder)
@@ -412,6 +410,8 @@ def _described(entry: Any) -> tuple[str, dict[str, Any]]:
     """A name, or a mapping with "_name_" and options."""
     if isinstance(entry, str):
         return entry, {}
+    if "_name_" not in entry:
+        raise ValueError(f'a layer, an encoder and a head are described by {{"_name_": name, ...}}, got {dict(entry)}')
     options = dict(entry)
     return options.pop("_name_"), options
 

@@ -5,6 +5,7 @@ made positive by an exponential, and units over a grid that apply one order of t
 shortcut of their own.
 """
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -290,10 +291,7 @@ def _arguments(layer: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a published layer, those of "tno" and "tno2d" in the names of "gtu"."""
     if not LAYERS[layer][1]:
         return dict(config)
-    return {
-        key.removeprefix("tno_") if key == "tno_expand_ratio" else key.replace("dpb_", "rpe_"): value
-        for key, value in config.items()
-    }
+    return {key.replace("dpb_", "rpe_").replace("tno_expand", "expand"): value for key, value in config.items()}
 
 
 def _used(tensors: dict[str, Tensor], mixer: nn.Module) -> dict[str, Tensor]:
@@ -305,7 +303,9 @@ def _used(tensors: dict[str, Tensor], mixer: nn.Module) -> dict[str, Tensor]:
 
 
 def _layer(tensors: dict[str, Tensor], layer: str, config: dict[str, Any]) -> Conversion:
-    module, names = _long_range_unit(layer, **_arguments(layer, config))
+    arguments = _arguments(layer, config)
+    check_options(f"layer {layer!r}", _long_range_unit, arguments)
+    module, names = _long_range_unit(layer, **arguments)
     return Conversion(module, tnn.flat_decay(_used(tensors, module.mixer)), [*names, *lra.UNWRAP])
 
 
@@ -343,10 +343,12 @@ def lra_model(
     if layer not in LAYERS:
         raise ValueError(unknown_name("layer of a TNN", layer, LAYERS))
     arguments = {"d_model": model["d_model"], **_arguments(layer, options)}
-    mixers, names = zip(*(_long_range_unit(layer, **arguments) for _ in range(model["n_layers"])), strict=True)
-    backbone = lra.Backbone(mixers, **model)
-    tensors = tnn.flat_decay(_used(tensors, mixers[0].mixer))
-    return lra.classifier(tensors, backbone, names[0], dataset=dataset, encoder=encoder, decoder=decoder)
+    check_options(f"layer {layer!r}", _long_range_unit, arguments)
+    mixer, names = _long_range_unit(layer, **arguments)
+    # A copy has the same values, which are those of the file in the end.
+    backbone = lra.Backbone([copy.deepcopy(mixer) for _ in range(model["n_layers"])], **model)
+    tensors = tnn.flat_decay(_used(tensors, mixer.mixer))
+    return lra.classifier(tensors, backbone, names, dataset=dataset, encoder=encoder, decoder=decoder)
 
 
 class Grids(nn.Module):

@@ -353,6 +353,10 @@ class TestModel:
             ({"decoder": {"_name_": "sequence", "nli": True}}, "unknown option of head 'sequence'"),
             ({"decoder": {"_name_": "retrieval", "activation": "tanh"}}, "activation of a retrieval head"),
             ({"dataset__l_output": 5}, "one output for each sequence"),
+            ({"dataset": {"n_tokens": 11}}, "must have `d_output`"),
+            ({"decoder": {"mode": "pool"}}, "described by"),
+            ({"model__n_layers": 0}, "`n_layers` must be positive, got 0"),
+            ({"model__layer": [{"_name_": "tno"}, {"_name_": "glu"}]}, "layer 'tno' must have n_heads"),
         ],
     )
     def test_errors(self, load, changes, message):
