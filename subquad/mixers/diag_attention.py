@@ -12,7 +12,10 @@ from torch import Tensor
 from subquad.layers import activation as get_activation
 from subquad.mixers.base import State, register_mixer
 from subquad.mixers.transnormer import TransNormerMixer
+from subquad.ops.blocks import from_blocks, to_blocks
 from subquad.ops.packing import block_rows
+
+_NOWHERE = 2**62
 
 
 @register_mixer("diag_attention")
@@ -69,29 +72,27 @@ class DiagAttention(TransNormerMixer):
 
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
         """Mix a batch of rows; padding is no key, and takes no place in a block."""
-        batch, length, _ = x.shape
+        length = x.shape[1]
         real = None if mask is None else mask[:, -length:]
         if state is not None and length == 1:
             return self._step(x, state, real)
-        capacity = self._whole_blocks(length if state is None else length + self.block_size - 1)
-        count = x.new_zeros(batch, 1, dtype=torch.long) if state is None else state[2].long().unsqueeze(1)
         if state is None and real is None:
-            places, count = None, count + length
+            places, count = None, torch.full_like(x[:, :1, 0], length, dtype=torch.long)
         else:
             real = torch.ones_like(x[..., 0], dtype=torch.bool) if real is None else real
-            order, count = count + real.cumsum(1) - 1, count + real.sum(1, keepdim=True)
-            places = order.where(real, capacity)
-        filled = torch.arange(capacity, device=x.device) < count
-        o, keys, values = self._attend_in_blocks(x, places, filled, state)
+            stored = torch.zeros_like(real[:, 0], dtype=torch.long) if state is None else state[2].long()
+            order = stored.unsqueeze(1) + real.cumsum(1)
+            places, count = (order - 1).where(real, _NOWHERE), order[:, -1:]
+        blocks = -(-(length if state is None else length + self.block_size - 1) // self.block_size)
+        o, keys, values = self._attend_in_blocks(x, places, blocks, state)
         return self.output(o, x, real), self._current_block(keys, values, count) if self.causal else None
 
     def mix_packed(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Mix sequences packed into one row: each begins with a block."""
-        length = x.shape[1]
-        places = block_rows(cu_seqlens, length, self.block_size).unsqueeze(0)
-        most = length + (cu_seqlens.shape[0] - 1) * (self.block_size - 1)
-        filled = x.new_zeros(1, most // self.block_size * self.block_size, dtype=torch.bool).scatter(1, places, True)
-        return self.output(self._attend_in_blocks(x, places, filled, None)[0], x)
+        places = block_rows(cu_seqlens, x.shape[1], self.block_size).unsqueeze(0)
+        # So many whole blocks are enough for any lengths.
+        blocks = (x.shape[1] + (cu_seqlens.shape[0] - 1) * (self.block_size - 1)) // self.block_size
+        return self.output(self._attend_in_blocks(x, places, blocks, None)[0], x)
 
     def weights(self, scores: Tensor, visible: Tensor) -> Tensor:
         """What each key counts for each query.
@@ -111,55 +112,54 @@ class DiagAttention(TransNormerMixer):
         q, k, v = super().project(x)
         return q * q.shape[-1] ** -0.5, k, v
 
-    def _whole_blocks(self, length: int) -> int:
-        return -(-length // self.block_size) * self.block_size
-
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         weights = self.weights(q @ k.mT, visible)
         return F.dropout(weights, self.dropout, self.training) @ v
 
     def _attend_in_blocks(
-        self, x: Tensor, places: Tensor | None, filled: Tensor, past: State | None
+        self, x: Tensor, places: Tensor | None, blocks: int, past: State | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend inside blocks.
 
         Args:
             x: (batch, length, dim).
-            places: (batch, length), where each position goes in the row of blocks; beyond its end: nowhere. Default: to
-                the same place.
-            filled: (batch, capacity) bool, the places of the row of blocks that are taken.
-            past: State, whose keys and values are the first of the row.
+            places: (batch, length), where each position goes in a row of blocks, as in `to_blocks`.
+            blocks: Blocks of a row.
+            past: State, whose keys and values are in the first block.
 
         Returns:
-            o (batch, length, heads, head_dim), and the keys and values of the row (batch, heads, capacity, head_dim).
+            o (batch, length, heads, head_dim), and keys and values (blocks · batch · heads, block_size, head_dim).
         """
-        length, capacity = x.shape[1], filled.shape[1]
+        batch, length, _ = x.shape
+        w = self.block_size
         q, k, v = self.project(x)
         positions = torch.arange(length, device=x.device) if places is None else places
-        q, k = self.encode(q, k, positions % self.block_size)
-        q, k, v = _place(q, places, capacity), _place(k, places, capacity), _place(v, places, capacity)
-        if past is not None:
-            k, v = (
-                row + F.pad(stored.to(row.dtype), (0, 0, 0, capacity - self.block_size))
-                for row, stored in zip((k, v), past, strict=False)
-            )
-        blocks = [row.unflatten(2, (-1, self.block_size)) for row in (q, k, v)]
-        # A causal query sees no place after its own, and those before are taken.
-        visible = filled.unflatten(1, (-1, self.block_size))[:, None, :, None]
+        q, k = self.encode(q, k, positions % w)
         if self.causal:
-            visible = torch.ones(self.block_size, self.block_size, dtype=torch.bool, device=x.device).tril()
-        o = self._attend(*blocks, visible).flatten(2, 3)
-        return _take(o, places, length), k, v
+            # A query sees no place after its own, and those before are taken.
+            visible = torch.ones(w, w, dtype=torch.bool, device=x.device).tril()
+        else:
+            visible = to_blocks(torch.ones_like(k[..., :1]), places, blocks, w).mT > 0
+        q, k, v = (to_blocks(rows, places, blocks, w) for rows in (q, k, v))
+        if past is not None:
+            first = torch.arange(w, device=x.device).expand(batch, w)
+            k, v = (
+                rows + to_blocks(stored.transpose(1, 2).to(rows.dtype), first, blocks, w)
+                for rows, stored in zip((k, v), past, strict=False)
+            )
+        return from_blocks(self._attend(q, k, v, visible), places, batch, length, self.num_heads), k, v
 
     def _current_block(self, keys: Tensor, values: Tensor, count: Tensor) -> State:
-        """The state after rows of `count` (batch, 1) keys and values (batch, heads, capacity, head_dim)."""
-        slots = torch.arange(self.block_size, device=keys.device)
-        stored = count % self.block_size
-        places = (count - stored + slots).clamp_max(keys.shape[2] - 1)
+        """The state after `count` (batch, 1) keys and values, in (blocks · batch · heads, block_size, head_dim)."""
+        batch, w = len(count), self.block_size
+        stored = count % w
+        slots = torch.arange(w, device=keys.device)
+        places = (count - stored + slots).where(slots < stored, _NOWHERE)
         wide = torch.float64 if keys.dtype == torch.float64 else torch.float32
-        taken = (slots < stored)[:, None, :, None]
-        block = [_take(row, places, self.block_size).transpose(1, 2).to(wide) * taken for row in (keys, values)]
-        return *block, stored.squeeze(1).to(wide)
+        keys, values = (
+            from_blocks(rows, places, batch, w, self.num_heads).transpose(1, 2).to(wide) for rows in (keys, values)
+        )
+        return keys, values, stored.squeeze(1).to(wide)
 
     def _step(self, x: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
         """One more position: its key and value are written into the current block, which is dropped once it is full."""
@@ -173,25 +173,6 @@ class DiagAttention(TransNormerMixer):
         keys, values = k.to(keys.dtype).where(here, keys), v.to(values.dtype).where(here, values)
         o = self._attend(q, keys.to(q.dtype), values.to(q.dtype), (slots <= slot)[:, None, None])
         count = count + (1 if real is None else real.squeeze(1))
-        open_ = (count < self.block_size)[:, None, None, None]
-        state = (keys * open_, values * open_, count % self.block_size)
+        unfinished = (count < self.block_size)[:, None, None, None]
+        state = (keys * unfinished, values * unfinished, count % self.block_size)
         return self.output(o.transpose(1, 2), x, real), state
-
-
-def _place(x: Tensor, places: Tensor | None, capacity: int) -> Tensor:
-    """Put `x` (batch, length, heads, dim) at `places` of rows of zeros (batch, heads, capacity, dim)."""
-    x = x.transpose(1, 2)
-    if places is None:
-        return F.pad(x, (0, 0, 0, capacity - x.shape[2]))
-    index = places[:, None, :, None].expand_as(x)
-    rows = x.new_zeros(*x.shape[:2], capacity + 1, x.shape[3])
-    return rows.scatter(2, index, x)[:, :, :capacity]
-
-
-def _take(rows: Tensor, places: Tensor | None, length: int) -> Tensor:
-    """What stands at `places` of `rows` (batch, heads, capacity, dim): (batch, length, heads, dim)."""
-    if places is None:
-        return rows[:, :, :length].transpose(1, 2)
-    batch, heads, capacity, dim = rows.shape
-    index = places.clamp_max(capacity - 1)[:, None, :, None].expand(batch, heads, -1, dim)
-    return rows.gather(2, index).transpose(1, 2)

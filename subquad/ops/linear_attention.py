@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.blocks import cut, join
 from subquad.ops.packing import block_rows, boundaries, validate_cu_seqlens
 
 
@@ -152,7 +153,7 @@ class _Chunks:
         self.dtype = _accumulator(x)
         self.causal = causal
         self.size = chunk_size
-        self.rows: Tensor | None = None
+        self.places: Tensor | None = None
         if cu_seqlens is None:
             if not causal or self.length <= 2 * chunk_size:
                 self.size = self.length
@@ -160,23 +161,16 @@ class _Chunks:
         else:
             lengths = [stop - start for start, stop in pairwise(boundaries(cu_seqlens, self.length))]
             self.bounds = [0, *accumulate(-(-length // self.size) for length in lengths)]
-            self.rows = block_rows(cu_seqlens, self.length, self.size)
+            self.places = block_rows(cu_seqlens, self.length, self.size).unsqueeze(0)
         self.count = self.bounds[-1]
 
     def cut(self, x: Tensor) -> Tensor:
         """Copy rows into chunks."""
-        if self.rows is not None or self.length != self.count * self.size:
-            padded = x.new_zeros(self.batch, self.count * self.size, *x.shape[2:], dtype=self.dtype)
-            padded[:, slice(self.length) if self.rows is None else self.rows] = x.to(self.dtype)
-            x = padded
-        chunks = x.to(self.dtype).unflatten(1, (self.count, self.size)).permute(1, 0, 3, 2, 4)
-        return chunks.reshape(-1, self.size, x.shape[-1])
+        return cut(x.to(self.dtype), self.places, self.count, self.size)
 
     def join(self, chunks: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows of chunks."""
-        x = chunks.view(self.count, self.batch, self.heads, self.size, chunks.shape[-1]).permute(1, 0, 3, 2, 4)
-        x = x.flatten(1, 2)
-        return (x[:, : self.length] if self.rows is None else x[:, self.rows]).to(dtype).contiguous()
+        return join(chunks, self.places, self.batch, self.length, self.heads).to(dtype)
 
     def running_sums(self, updates: Tensor, start: Tensor | None, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """Sums over the chunks of each sequence, for every head.
