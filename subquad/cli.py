@@ -111,7 +111,7 @@ def evaluate(
     device: Device = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
 ) -> None:
-    """Score every token of a text: perplexity per token and per word, bits per byte."""
+    """Evaluate on a text: every token is scored, or of a masked model every masked one."""
     from subquad.evaluation import evaluate_run
 
     result = evaluate_run(
@@ -125,20 +125,7 @@ def evaluate(
         with written(json) as path:
             content = {"run": str(run), "data": data, "split": split, **result.to_dict()}
             path.write_text(format.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _print_table(
-        ["figure", "value", "over"],
-        [
-            ["loss (nats per token)", f"{result.loss:.4f}", f"{result.tokens:,} tokens, none skipped"],
-            ["bits per token", f"{result.bits_per_token:.4f}", f"a token is: {result.vocabulary}"],
-            ["perplexity per token", _number(result.perplexity, ",.2f"), f"length {length or result.length}"],
-            [
-                "perplexity per word",
-                _number(result.word_perplexity, ",.2f"),
-                f"{_number(result.words, ',')} words and line ends",
-            ],
-            ["bits per byte", _number(result.bits_per_byte, ".4f"), f"{_number(result.bytes, ',')} bytes"],
-        ],
-    )
+    _print_table(["figure", "value", "over"], result.table())
 
 
 @app.command()

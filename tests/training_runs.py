@@ -1,9 +1,12 @@
-"""A run of a second: a tiny model on a tiny text."""
+"""A run of a second, a tiny model on a tiny text; and what runs are compared by."""
 
+import json
 from pathlib import Path
 
+import torch
 import yaml
 from run_folders import write_text
+from safetensors.torch import load_file
 
 from subquad.training.train import train
 
@@ -46,3 +49,34 @@ def write_recipe(folder: Path) -> Path:
 
 def tiny_run(folder: Path, name: str = "run", *overrides: str) -> Path:
     return train(write_recipe(folder), output=folder / name, overrides=overrides)
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> torch.Tensor:
+    return torch.tensor([line["loss"] for line in log_of(run) if "loss" in line], dtype=torch.float64)
+
+
+def numbers(run: Path) -> list[tuple]:
+    """All that the log says but times."""
+    names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "epoch", "eval_loss")
+    return [tuple(line.get(name) for name in names) for line in log_of(run)]
+
+
+def state(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    moments = {f"{i}.{name}": value for i, entry in optimizer.items() for name, value in entry.items()}
+    return weights(folder) | moments
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name

@@ -184,6 +184,7 @@ class MaskedBlocks(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         if block_size < 2:
             raise ValueError(f"block_size must be at least 2, the start symbol and a token, got {block_size}")
+        self.block_size = block_size
         self.blocks = Blocks(stream, block_size - 1, mode, compat=compat)
         self.cls_id = cls_id
         self.masking = masking

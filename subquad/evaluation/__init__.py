@@ -9,7 +9,12 @@ from subquad.evaluation.efficiency import (
     training_speed,
 )
 from subquad.evaluation.extrapolation import extrapolate, extrapolate_run, save_extrapolation
-from subquad.evaluation.perplexity import PerplexityResult, evaluate_perplexity, evaluate_run
+from subquad.evaluation.perplexity import (
+    PerplexityResult,
+    evaluate_masked_perplexity,
+    evaluate_perplexity,
+    evaluate_run,
+)
 from subquad.evaluation.report import compare
 from subquad.evaluation.runs import Run
 
@@ -20,6 +25,7 @@ __all__ = [
     "Run",
     "TrainingSpeed",
     "compare",
+    "evaluate_masked_perplexity",
     "evaluate_perplexity",
     "evaluate_run",
     "extrapolate",

@@ -68,7 +68,7 @@ class Efficiency:
         load: How many processes wanted to run when it began (the average of a minute); None where the system does not
             tell.
         training: Cost of training steps.
-        generation: Cost of generation for each context.
+        generation: Cost of generation for each context; empty for models that do not generate.
     """
 
     device: str
@@ -166,7 +166,8 @@ def measure_run(
 
 
 def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, length: int) -> Efficiency:
-    model = Run(folder).load_model()
+    run = Run(folder)
+    model = run.load_model()
     device = model.device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -175,7 +176,8 @@ def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, lengt
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # not on Windows
     # Training first: the high-water mark of a process never falls.
     training = training_speed(model, batch_size=batch_size, length=length)
-    return Efficiency(name, load, training, generation_speed(model, contexts))
+    generation = generation_speed(model, contexts) if run.task == "causal-lm" else []
+    return Efficiency(name, load, training, generation)
 
 
 def _now(device: torch.device) -> float:

@@ -79,6 +79,7 @@ def extrapolate_run(
     """
     require_matplotlib()
     run = Run(folder)
+    run.require_task("causal-lm", "length extrapolation")
     stream = run.open_data(data, split, progress=progress)
     results = extrapolate(run.load_model(device), stream, lengths, progress=progress)
     about = {"run": run.name, "data": str(data or run.data_name), "split": split}

@@ -1,23 +1,28 @@
-"""Perplexity of causal language models, by the rules of fairseq's `eval-lm`.
+"""Perplexity of causal language models, by the rules of fairseq's `eval-lm`, and of masked ones.
 
-The stream is cut into blocks anywhere (mode "none"), every token of it is scored exactly once, the short last block
-included, and the first token of a block is predicted from the true token before it. Nothing else is carried from block
-to block unless a context window asks for it.
+Causal: the stream is cut into blocks anywhere (mode "none"), every token of it is scored exactly once, the short last
+block included, and the first token of a block is predicted from the true token before it. Nothing else is carried from
+block to block unless a context window asks for it.
+
+Masked: the tokens that are hidden are scored, and no others. Their perplexity is no perplexity of the text: it says
+nothing beside that of a causal model.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from subquad.data import Blocks, DataError, TokenStream
+from subquad.data import Blocks, DataError, MaskedBlocks, TokenStream, build_masking
+from subquad.data.blocks import IGNORED
 from subquad.data.sources import DataValue
 from subquad.evaluation.runs import Run
 
@@ -37,11 +42,12 @@ class PerplexityResult:
     Args:
         nll: Negative log-likelihood of the whole text in nats.
         tokens: Number of tokens, all of them scored.
-        words: Number of words, and one end for each line; None where the text is not known.
-        bytes: Number of bytes of the text in UTF-8; None where the text is not known.
+        words: Number of words, and one end for each line; None where the text is not known, or not scored as a whole.
+        bytes: Number of bytes of the text in UTF-8; None as for `words`.
         length: Largest number of inputs in a block.
         context_window: How many of them repeat earlier inputs and are not scored.
         vocabulary: What a token is.
+        task: "masked-lm" where only masked tokens are scored. Their perplexity depends on the masking as well.
     """
 
     nll: float
@@ -51,6 +57,7 @@ class PerplexityResult:
     length: int
     context_window: int
     vocabulary: str
+    task: str = "causal-lm"
 
     @property
     def loss(self) -> float:
@@ -93,8 +100,25 @@ class PerplexityResult:
             "length": self.length,
             "context_window": self.context_window,
             "vocabulary": self.vocabulary,
+            "task": self.task,
         }
         return {name: None if value == math.inf else value for name, value in figures.items()} | counts
+
+    def table(self) -> list[list[str]]:
+        """Rows of what is measured, its value, and what it is taken over, for the terminal."""
+        token = "masked token" if self.task == "masked-lm" else "token"
+        rows = [
+            [f"loss (nats per {token})", f"{self.loss:.4f}", f"{self.tokens:,} {token}s, none skipped"],
+            [f"bits per {token}", f"{self.bits_per_token:.4f}", f"a token is: {self.vocabulary}"],
+            [f"perplexity per {token}", f"{self.perplexity:,.2f}", f"length {self.length}"],
+        ]
+        if self.task == "causal-lm":
+            words, size = _written(self.words, ","), _written(self.bytes, ",")
+            rows += [
+                ["perplexity per word", _written(self.word_perplexity, ",.2f"), f"{words} words and line ends"],
+                ["bits per byte", _written(self.bits_per_byte, ".4f"), f"{size} bytes"],
+            ]
+        return rows
 
 
 def evaluate_perplexity(
@@ -126,42 +150,22 @@ def evaluate_perplexity(
         ValueError: The stream is empty, the vocabularies do not fit, the model cannot see `length` positions, or its
             loss is not finite. No result is given for a part of the stream.
     """
-    vocab_size = model.config.vocab_size
     if not stream.num_tokens:
         raise ValueError("the text to evaluate on is empty")
-    if stream.vocabulary.size > vocab_size:
-        raise ValueError(
-            f"the text has {stream.vocabulary.size} symbols ({stream.vocabulary.unit}), the model {vocab_size}: "
-            "encode it with the tokenizer of the model"
-        )
+    _check_vocabulary(stream, model)
     blocks = Blocks(stream, length, context_window=context_window)
-    if batch_size is None:
-        batch_size = max(1, min(BATCH_TOKENS // length, BATCH_LOGITS // (length * vocab_size)))
+    rows = (
+        (block["input_ids"], block["shift_labels"][-int(size) :])
+        for block, size in zip(map(blocks.__getitem__, range(len(blocks))), blocks.lengths, strict=True)
+    )
     if device is not None:
         model.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
 
-    was_training = model.training
-    model.eval()
-    hidden = None if progress else True  # None: shown on a terminal only
-    description = f"length {length}"
-    nll, tokens = 0.0, 0
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=stream.num_tokens, desc=description, unit="token", unit_scale=True, disable=hidden) as bar,
-        ):
-            for inputs, targets in _batches(blocks, batch_size):
-                logits = model(inputs.to(model.device), use_cache=False, logits_to_keep=targets.shape[1]).logits
-                loss = _sum_of_losses(logits.flatten(0, 1), targets.flatten().to(model.device))
-                if not math.isfinite(loss):
-                    raise ValueError(
-                        f"the model's loss is {loss} within tokens {tokens} … {tokens + targets.numel() - 1}"
-                    )
-                nll += loss
-                tokens += targets.numel()
-                bar.update(targets.numel())
-    finally:
-        model.train(was_training)
+    def predict(inputs: Tensor, num_targets: int) -> Tensor:
+        return model(inputs, use_cache=False, logits_to_keep=num_targets).logits
+
+    batches = _batches(rows, batch_size or _fitting_batch_size(model, length))
+    nll, tokens = _total(model, predict, batches, stream.num_tokens, progress, f"length {length}")
     assert tokens == stream.num_tokens
     return PerplexityResult(
         nll=nll,
@@ -171,6 +175,55 @@ def evaluate_perplexity(
         length=length,
         context_window=context_window,
         vocabulary=stream.vocabulary.unit,
+    )
+
+
+def evaluate_masked_perplexity(
+    model: PreTrainedModel,
+    blocks: MaskedBlocks,
+    *,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> PerplexityResult:
+    """Score every masked token.
+
+    Args:
+        model: A masked language model of transformers; its mode (training or not) is left as it was.
+        blocks: The blocks and their masks, those of epoch 0.
+        batch_size: Blocks in a batch; default: what fits a fixed number of tokens. The result does not depend on it.
+        device: Where to compute; default: where the model is.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        The figures of all masked tokens.
+
+    Raises:
+        ValueError: Nothing is masked, the vocabularies do not fit, or the model's loss is not finite.
+    """
+    stream, lengths = blocks.blocks.stream, blocks.lengths
+    _check_vocabulary(stream, model)
+    order = np.argsort(lengths, kind="stable").tolist()  # blocks of equal length meet
+    rows = ((block["input_ids"], block["labels"]) for block in map(blocks.__getitem__, order))
+    if device is not None:
+        model.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers wraps `to`
+
+    def predict(inputs: Tensor, num_targets: int) -> Tensor:
+        return model(inputs).logits
+
+    batches = _batches(rows, batch_size or _fitting_batch_size(model, blocks.block_size))
+    nll, tokens = _total(model, predict, batches, int(lengths.sum()), progress, "masked tokens")
+    if not tokens:
+        raise ValueError("nothing in the text to evaluate on is masked: give more text")
+    return PerplexityResult(
+        nll=nll,
+        tokens=tokens,
+        words=None,
+        bytes=None,
+        length=blocks.block_size,
+        context_window=0,
+        vocabulary=stream.vocabulary.unit,
+        task="masked-lm",
     )
 
 
@@ -184,56 +237,124 @@ def evaluate_run(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> PerplexityResult:
-    """Evaluate the model of a run folder.
+    """Evaluate the model of a run folder, by its task.
 
     Args:
         folder: The run folder.
         data: See `subquad.data.open_source`; default: the data of the recipe.
         split: Part of the data.
         length: Largest number of inputs in a block; default: the training length.
-        context_window: See `evaluate_perplexity`.
+        context_window: See `evaluate_perplexity`; not for masked models.
         device: Where to compute; default: a GPU where there is one.
         progress: Show progress bars.
 
     Raises:
-        DataError: The run or the data cannot be read.
-        ValueError: See `evaluate_perplexity`.
+        DataError: The run or the data cannot be read, or its task has no perplexity.
+        ValueError: See `evaluate_perplexity` and `evaluate_masked_perplexity`.
     """
     run = Run(folder)
     length = length or run.training_length
     if length is None:
         raise DataError(f"{folder}: its training length is not known (no recipe.yaml): give a length")
+    if run.task == "masked-lm":
+        if context_window:
+            raise ValueError(f"context_window={context_window}: a masked model sees both sides, it has no such window")
+        tokenizer = run.tokenizer_for(data)
+        tokenizer.add_mask()  # a converted model may come without it
+        masking = build_masking(run.masking, tokenizer)
+        stream = run.open_data(data, split, progress=progress)
+        blocks = MaskedBlocks(stream, length, run.block_mode, cls_id=tokenizer.cls_id, masking=masking, seed=run.seed)
+        return evaluate_masked_perplexity(run.load_model(device), blocks, progress=progress)
+    run.require_task("causal-lm", "a perplexity")
     stream = run.open_data(data, split, progress=progress)
     model = run.load_model(device)
     return evaluate_perplexity(model, stream, length=length, context_window=context_window, progress=progress)
 
 
-def _batches(blocks: Blocks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _check_vocabulary(stream: TokenStream, model: PreTrainedModel) -> None:
+    vocab_size = model.config.vocab_size
+    if stream.vocabulary.size > vocab_size:
+        raise ValueError(
+            f"the text has {stream.vocabulary.size} symbols ({stream.vocabulary.unit}), the model {vocab_size}: "
+            "encode it with the tokenizer of the model"
+        )
+
+
+def _fitting_batch_size(model: PreTrainedModel, length: int) -> int:
+    return max(1, min(BATCH_TOKENS // length, BATCH_LOGITS // (length * model.config.vocab_size)))
+
+
+def _batches(rows: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs (batch, context + length) and their last targets (batch, length), both int64.
 
-    Only blocks of equal shape meet in a batch, so nothing is padded: also models that know no padding get exact
-    results.
+    Only rows of equal shape meet in a batch, so nothing is padded: also models that know no padding get exact results.
     """
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    for index, size in enumerate(blocks.lengths):
-        block = blocks[index]
-        row, labels = block["input_ids"], block["shift_labels"][-int(size) :]
+    for row, labels in rows:
         if inputs and (len(inputs) == batch_size or row.shape != inputs[0].shape or labels.shape != targets[0].shape):
             yield torch.stack(inputs), torch.stack(targets)
             inputs, targets = [], []
         inputs.append(row)
         targets.append(labels)
-    yield torch.stack(inputs), torch.stack(targets)
+    if inputs:
+        yield torch.stack(inputs), torch.stack(targets)
+
+
+def _total(
+    model: PreTrainedModel,
+    predict: Callable[[Tensor, int], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_positions: int,
+    progress: bool,
+    description: str,
+) -> tuple[float, int]:
+    """Negative log-likelihood in nats, and number, of all targets but those that are -100.
+
+    Args:
+        model: Its mode is left as it was.
+        predict: From inputs (batch, context + length) and length to logits (batch, length, vocab_size).
+        batches: See `_batches`.
+        num_positions: Of all targets, for the progress bar.
+        progress: Whether to show one.
+        description: What stands before it.
+    """
+    was_training = model.training
+    model.eval()
+    hidden = None if progress else True  # None: shown on a terminal only
+    nll, tokens, position = 0.0, 0, 0
+    try:
+        with (
+            torch.inference_mode(),
+            tqdm(total=num_positions, desc=description, unit="token", unit_scale=True, disable=hidden) as bar,
+        ):
+            for inputs, targets in batches:
+                logits = predict(inputs.to(model.device), targets.shape[1])
+                loss = _sum_of_losses(logits.flatten(0, 1), targets.flatten().to(model.device))
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the model's loss is {loss} within tokens {position} … {position + targets.numel() - 1}"
+                    )
+                nll += loss
+                tokens += int((targets != IGNORED).sum())
+                position += targets.numel()
+                bar.update(targets.numel())
+    finally:
+        model.train(was_training)
+    return nll, tokens
 
 
 def _sum_of_losses(logits: Tensor, targets: Tensor) -> float:
-    """Cross-entropy of `logits` (positions, vocab_size) in at least float32, summed in float64."""
+    """Cross-entropy of `logits` (positions, vocab_size) in at least float32, summed in float64; −100 is no target."""
     total = 0.0
     for part, wanted in zip(logits.split(LOSS_POSITIONS), targets.split(LOSS_POSITIONS), strict=True):
         wide = part if part.dtype == torch.float64 else part.float()
         total += F.cross_entropy(wide, wanted, reduction="none").cpu().double().sum().item()
     return total
+
+
+def _written(value: float | None, format: str) -> str:
+    return "–" if value is None else f"{value:{format}}"
 
 
 def _exp(x: float) -> float:

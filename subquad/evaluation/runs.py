@@ -13,12 +13,25 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.utils import logging
 
-import subquad.models  # noqa: F401 - makes them known to AutoModelForCausalLM
+import subquad.models  # noqa: F401 - makes them known to the Auto classes
 from subquad.data import DataError, Tokenizer, TokenStream, build_tokenizer, load_tokenizer, prepare
 from subquad.data.sources import DataValue, is_databin
+
+# What the name of a model's class ends with, the class that loads it, and what it is trained for.
+HEADS: dict[str, tuple[Any, str]] = {
+    "ForCausalLM": (AutoModelForCausalLM, "causal-lm"),
+    "ForMaskedLM": (AutoModelForMaskedLM, "masked-lm"),
+    "ForSequenceClassification": (AutoModelForSequenceClassification, "sequence-classification"),
+    "ForImageClassification": (AutoModelForImageClassification, "image-classification"),
+}
 
 
 class Run:
@@ -100,9 +113,48 @@ class Run:
         return entries
 
     @property
+    def task(self) -> str:
+        """What the model was trained for: the task of the recipe, or what its class is for."""
+        return self._field(self.recipe, "task") or self._head[1]
+
+    def require_task(self, task: str, what: str) -> None:
+        """Refuse a run of another task.
+
+        Args:
+            task: The only one that will do.
+            what: What is refused, for the message.
+
+        Raises:
+            DataError: The run is of another task.
+        """
+        if self.task != task:
+            raise DataError(f"{self.folder}: {what} needs a model of the task {task}, this one is of {self.task}")
+
+    @property
+    def _head(self) -> tuple[Any, str]:
+        names = self._field(self.config, "architectures", kind=list) or []
+        fitting = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
+        return fitting[0] if fitting else HEADS["ForCausalLM"]
+
+    @property
     def training_length(self) -> int | None:
         """Tokens in a training block."""
         return self._field(self.recipe, "data", "block_size", kind=int)
+
+    @property
+    def block_mode(self) -> Any:
+        """How the recipe cuts the text into blocks."""
+        return self._field(self.recipe, "data", "block_mode") or "none"
+
+    @property
+    def masking(self) -> dict[str, Any] | None:
+        """How the recipe masks tokens; None: in the default way."""
+        return self._field(self.recipe, "data", "masking", kind=dict)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the recipe."""
+        return self._field(self.recipe, "training", "seed", kind=int) or 0
 
     @property
     def data_name(self) -> str | None:
@@ -157,7 +209,7 @@ class Run:
         try:
             # Sizes that differ are refused below, with names, as all weights that do not fit.
             with quiet_transformers():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = self._head[0].from_pretrained(
                     self.folder,
                     use_safetensors=True,
                     local_files_only=True,
@@ -201,10 +253,11 @@ class Run:
         if data is None:
             raise DataError(f"{self.folder}: its data is not known (no recipe.yaml): give the data")
         text_column = self._field(self.recipe, "data", "text_column") or "text"
-        return prepare(data, self._tokenizer_for(data), text_column=text_column, progress=progress).splits[split]
+        return prepare(data, self.tokenizer_for(data), text_column=text_column, progress=progress).splits[split]
 
-    def _tokenizer_for(self, data: DataValue) -> Tokenizer:
+    def tokenizer_for(self, data: DataValue | None = None) -> Tokenizer:
         """The tokenizer of the run; where a converted model has none, the dictionary of a data-bin folder."""
+        data = data if data is not None else self.recipe_data
         has_own = (self.folder / "tokenizer_config.json").is_file()
         if has_own or not (isinstance(data, str | Path) and is_databin(data)):
             return self.load_tokenizer()

@@ -1,13 +1,30 @@
-"""The order of the data: a function of the seed alone, whatever the devices."""
+"""The order of the data, and which epoch an example is of: a function of the seed alone, whatever the devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 
-class UpdateBatches(Sampler[list[int]]):
-    """The batches of one device.
+class Epochs(Dataset[Any]):
+    """Data as `UpdateBatches` asks for it: the item (epoch, index) is an example as it is in that epoch.
+
+    Args:
+        data: Where its examples change from epoch to epoch (masks, crops), its method `example(index, epoch)` gives
+            them; otherwise they are those of every epoch.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __getitem__(self, item: Sequence[int]) -> Any:
+        epoch, index = item
+        return self.data.example(index, epoch) if hasattr(self.data, "example") else self.data[index]
+
+
+class UpdateBatches(Sampler[list[list[int]]]):
+    """The batches of one device: lists of [epoch, index].
 
     The data is shuffled anew for each epoch by (seed, epoch), and the epochs are strung together. Update k takes the
     examples k·batch_size … (k + 1)·batch_size − 1 of that string, so every update is full, and sees the same examples
@@ -51,16 +68,16 @@ class UpdateBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.steps * self.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
-        waiting = np.empty(0, dtype=np.int64)
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        waiting = np.empty((0, 2), dtype=np.int64)
         epoch = 0
         for _ in range(self.steps):
             while len(waiting) < self.batch_size:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
-                waiting = np.concatenate([waiting, order])
+                waiting = np.concatenate([waiting, np.stack([np.full_like(order, epoch), order], axis=1)])
                 epoch += 1
             update, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
-            groups = update.reshape(self.accumulation, self.num_devices, self.device_batch_size)
+            groups = update.reshape(self.accumulation, self.num_devices, self.device_batch_size, 2)
             yield from groups[:, self.device].tolist()
 
 

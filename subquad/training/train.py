@@ -172,6 +172,7 @@ class _Run:
         speeds = [line["tokens_per_second"] for line in state.log_history if "tokens_per_second" in line]
         metrics = task.final_metrics(best, progress=sys.stderr.isatty())
         metrics |= {
+            "task": self.recipe.task,
             "parameters": best.num_parameters(),
             "tokens_per_second": statistics.median(speeds),
             "peak_memory_bytes": _peak_memory(trainer.args.device),
@@ -183,8 +184,7 @@ class _Run:
         with written(self.folder / "metrics.json") as path:
             path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         self._write_info(status="finished", finished=_now())
-        unit = f"per {metrics['vocabulary']}"
-        self._say(f"{metrics['split']}: loss {metrics['loss']:.4f}, perplexity {metrics['perplexity']:.2f} {unit}")
+        self._say(f"{metrics['split']}: {task.describe(metrics)}")
 
     def _write_info(self, **values: Any) -> None:
         if self.is_main:

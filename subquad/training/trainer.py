@@ -28,7 +28,7 @@ from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, Seed
 from subquad.training.checkpoints import PREFIX, remove_old
 from subquad.training.optimizer import build_optimizer
 from subquad.training.recipe import TrainingRecipe
-from subquad.training.sampler import UpdateBatches, fitting_batch_size
+from subquad.training.sampler import Epochs, UpdateBatches, fitting_batch_size
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks import Task
 
@@ -137,7 +137,7 @@ class SubquadTrainer(Trainer):
             device=args.process_index,
             num_devices=args.world_size,
         )
-        return self._dataloader(self.train_dataset, sampler)
+        return self._dataloader(Epochs(self.train_dataset), sampler)
 
     def _dataloader(self, data: Any, batches: Any) -> DataLoader:
         return DataLoader(
@@ -156,12 +156,14 @@ class SubquadTrainer(Trainer):
         if self._last_log is None:
             self._last_log = time.perf_counter(), self.state.num_input_tokens_seen
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.stack([self.task.num_targets(batch) for batch in batches]).sum()
+        counts = torch.tensor([[self.task.num_targets(batch), self.task.num_tokens(batch)] for batch in batches]).sum(0)
         if self.args.world_size > 1:
-            count = self.accelerator.reduce(count.to(device))
-        assert isinstance(count, Tensor)
-        self.state.num_input_tokens_seen += int(count)
-        return batches, count.to(device)
+            counts = self.accelerator.reduce(counts.to(device))
+        assert isinstance(counts, Tensor)
+        num_targets, num_tokens = counts.tolist()
+        self.state.num_input_tokens_seen += num_tokens
+        # Where nothing is to be predicted, the loss and its gradient are zero.
+        return batches, torch.tensor(max(num_targets, 1), device=device)
 
     # Optimisation
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support import assert_close
-from training_runs import tiny_run, write_recipe
+from training_runs import assert_same, log_of, losses, numbers, state, tiny_run, weights, write_recipe
 
 from subquad.evaluation import Run, evaluate_run
 from subquad.training import checkpoints
-from subquad.training.callbacks import LogFile
 from subquad.training.sampler import UpdateBatches
 from subquad.training.tasks import CausalLM
 from subquad.training.train import train
@@ -41,55 +39,6 @@ METRICS = {
     "tokens_trained",
     "split",
 }
-
-
-def log_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> torch.Tensor:
-    return torch.tensor([line["loss"] for line in log_of(run) if "loss" in line], dtype=torch.float64)
-
-
-def numbers(run: Path) -> list[tuple]:
-    """All that the log says but times."""
-    names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "epoch", "eval_loss")
-    return [tuple(line.get(name) for name in names) for line in log_of(run)]
-
-
-def state(run: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"checkpoint-{step}"
-    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
-    moments = {f"{i}.{name}": value for i, entry in optimizer.items() for name, value in entry.items()}
-    return weights(folder) | moments
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Send this process a signal after a given update."""
-
-    def arrange(step: int, number: int = signal.SIGTERM) -> None:
-        on_log = LogFile.on_log
-
-        def then_kill(self, args, state, control, logs=None, **kwargs):
-            on_log(self, args, state, control, logs, **kwargs)
-            if state.global_step == step:
-                monkeypatch.setattr(LogFile, "on_log", on_log)
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(LogFile, "on_log", then_kill)
-
-    return arrange
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +296,8 @@ def test_the_order_of_the_data_does_not_depend_on_the_devices():
         expected = list(chain(*one[4 * update : 4 * update + 4]))
         found = list(chain(*(batches[i] for i in (2 * update, 2 * update + 1) for batches in two)))
         assert found == expected
-    string = list(chain(*one))
+    epochs, string = zip(*chain(*one), strict=True)
+    assert list(epochs) == [epoch for epoch in range(6) for _ in range(10)]
     assert all(sorted(string[start : start + 10]) == list(range(10)) for start in range(0, 60, 10))
     assert string[:10] != string[10:20]
     assert list(UpdateBatches(10, 8, **options)) != one

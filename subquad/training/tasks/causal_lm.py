@@ -1,0 +1,40 @@
+"""Causal language modelling: predict the next token."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from subquad.data import Blocks
+from subquad.models import SubquadForCausalLM
+from subquad.training.recipe import Recipe
+from subquad.training.tasks.base import register_task
+from subquad.training.tasks.text import LanguageModel
+
+
+@register_task("causal-lm")
+class CausalLM(LanguageModel):
+    """Predict the next token, in blocks of one stream of text."""
+
+    model_class = SubquadForCausalLM
+    labels = "shift_labels"
+
+    @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Build the model without memory; nothing is masked."""
+        super().check(recipe)
+        if recipe.data.masking is not None:
+            raise ValueError("data.masking belongs to the task masked-lm, the task is causal-lm: leave it out")
+
+    def blocks(self, split: str) -> Dataset[dict[str, Tensor]]:
+        """Blocks whose targets are one token ahead."""
+        data: Any = self.recipe.data
+        return Blocks(self.corpus.splits[split], data.block_size, data.block_mode)
+
+    def evaluate(self, model: PreTrainedModel, split: str, *, progress: bool) -> dict[str, Any]:
+        """Perplexity of every token."""
+        from subquad.evaluation import evaluate_perplexity
+
+        stream = self.corpus.splits[split]
+        return evaluate_perplexity(model, stream, length=self.recipe.data.block_size, progress=progress).to_dict()
