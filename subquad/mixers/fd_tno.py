@@ -100,11 +100,6 @@ class FDTNO(ToeplitzOperator):
             if self.imaginary is not None:
                 nn.init.normal_(self.imaginary)
 
-    @classmethod
-    def unit_defaults(cls, dim: int, bias: bool) -> dict[str, Any]:
-        """The encoder's width follows the model's, its biases the unit's."""
-        return {"rpe_hidden_size": max(dim // 8, 32), "rpe_bias": bias}
-
     def grid_size(self, length: int) -> int:
         """N, the smallest power of two that is at least twice `length` and twice `horizon`."""
         if self.horizon is not None and length <= self.horizon:

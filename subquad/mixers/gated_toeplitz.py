@@ -36,13 +36,13 @@ class ToeplitzOperator(nn.Module):
 
     @classmethod
     def unit_defaults(cls, dim: int, bias: bool) -> dict[str, Any]:
-        """Default options inside a gated unit of a model.
+        """Default options inside a gated unit: the encoder's width follows the model's, its biases the unit's.
 
         Args:
             dim: Features of the model.
             bias: Whether the maps of the unit have biases.
         """
-        return {}
+        return {"rpe_hidden_size": max(dim // 8, 32), "rpe_bias": bias}
 
     def lags(self, length: int) -> Tensor:
         """The lags 0 … length−1, after −(length−1) … −1 if bidirectional: one row of the kernel each."""

@@ -8,8 +8,6 @@ a relative position encoder evaluated at the lags, times an exponential decay:
 so a model of a few parameters has a kernel of any length, and extrapolates to lengths it was not trained on.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -87,11 +85,6 @@ class TNO(ToeplitzOperator):
             nn.init.normal_(self.decay_logit)
         if self.decay is not None:
             nn.init.constant_(self.decay, self.min_decay)
-
-    @classmethod
-    def unit_defaults(cls, dim: int, bias: bool) -> dict[str, Any]:
-        """The encoder's width follows the model's, its biases the unit's."""
-        return {"rpe_hidden_size": max(dim // 8, 32), "rpe_bias": bias}
 
     def positions(self, length: int) -> Tensor:
         """What the encoder sees for each lag (num_lags,): here the lag itself."""
