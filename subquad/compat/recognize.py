@@ -9,7 +9,7 @@ A family is one entry at the end of this file.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -351,35 +351,46 @@ def _byte_pipeline(tensors: Tensors, config: Config) -> Config:
         "num_classes": _shape(tensors, "seq_classifer.mlpblock.2.weight")[0],
     }
     for name in tensors:
-        if name.endswith("mlpblock.0.weight") and name.startswith("model."):
+        if name.endswith(".mlpblock.0.weight") and name.startswith("model."):
             facts["transformer_hidden_dim"] = _shape(tensors, name)[0]
-        elif name.endswith("mha.attn.Lambda"):
-            facts["num_head"], facts["low_rank"] = _shape(tensors, name)
-        elif name.endswith("mha.attn.concate_weight.weight"):
+        elif name.endswith(".mha.We"):
+            facts["num_head"], samples, facts["low_rank"] = _shape(tensors, name, 3)
+            # Fewer where the sequence is shorter.
+            config.setdefault("rank_multi", math.ceil(samples / facts["low_rank"]))
+        elif name.endswith(".mha.attn.concate_weight.weight"):
             facts["head_dim"] = _shape(tensors, name)[0]
-    table = _shape(tensors, "model.embeddings.position_embeddings.weight")[0]
-    config.setdefault("max_seq_len", table)
-    config.setdefault("tied_weights", any(name.startswith("model.transformer.") for name in tensors))
+    config.setdefault("max_seq_len", _shape(tensors, "model.embeddings.position_embeddings.weight")[0])
+    config.setdefault("attn_type", "primal_cos" if "low_rank" in facts else "softmax")
+    is_tied = any(name.startswith("model.transformer.") for name in tensors)
+    config.setdefault("tied_weights", is_tied)
+    if not is_tied:
+        facts["num_layers"] = _count(tensors, "model.transformer_")
     return facts
 
 
-def _patches(tensors: Tensors, config: Config) -> Iterator[tuple[str, Any]]:
+def _image(tensors: Tensors, config: Config) -> Config:
     """The image models: patches, depth, channel mixer, classes."""
-    dim, size = _shape(tensors, "to_patch_embedding.1.weight")
-    said = config.get("patch_size")
-    sides: list[Any] = said if isinstance(said, list) else [said, said]
-    fits = all(isinstance(side, int) for side in sides) and 3 * math.prod(sides) == size
-    yield "patch_size", said if fits else math.isqrt(size // 3)
-    yield "depth", _count(tensors, "layers.")
-    yield "num_classes", _shape(tensors, "head.1.weight")[0]
+    facts: Config = {"depth": _count(tensors, "layers."), "num_classes": _shape(tensors, "head.1.weight")[0]}
     if "layers.0.feature_mixer.l1.weight" in tensors:
-        yield "glu_dim", _shape(tensors, "layers.0.feature_mixer.l1.weight")[0]
-    yield "dim" if "layers.0.token_mixer.to_qkv.weight" in tensors else "embed_dim", dim
+        facts["glu_dim"], dim = _shape(tensors, "layers.0.feature_mixer.l1.weight")
+    else:
+        facts["mlp_dim"], dim = _shape(tensors, "layers.0.feature_mixer.net.0.weight")
+    facts["dim" if "layers.0.token_mixer.to_qkv.weight" in tensors else "embed_dim"] = dim
+    if "to_patch_embedding.proj.weight" in tensors:
+        facts |= {"patch_type": "overlap", "patch_size": _shape(tensors, "to_patch_embedding.proj.weight", 4)[-1]}
+    elif "to_patch_embedding.9.weight" in tensors:
+        facts |= {"patch_type": "conv", "patch_size": 16}
+    else:
+        said, size = config.get("patch_size"), _shape(tensors, "to_patch_embedding.1.weight")[1]
+        sides: list[Any] = said if isinstance(said, list) else [said, said]
+        fits = all(isinstance(side, int) for side in sides) and 3 * math.prod(sides) == size
+        facts["patch_size"] = said if fits else math.isqrt(size // 3)
+    return facts
 
 
 def _tnn_image(tensors: Tensors, config: Config) -> Config:
     mixer = "layers.0.token_mixer."
-    facts = dict(_patches(tensors, config))
+    facts = _image(tensors, config)
     width, dim = _shape(tensors, f"{mixer}u_proj.weight")
     facts["expand_ratio"] = _ratio(config.get("expand_ratio", 3), width, dim)
     facts["rpe_embdding"] = _shape(tensors, f"{mixer}toep1.rpe.pos_proj.weight")[0]
@@ -390,18 +401,16 @@ def _tnn_image(tensors: Tensors, config: Config) -> Config:
 
 
 def _hgrn_image(tensors: Tensors, config: Config) -> Config:
-    return {**dict(_patches(tensors, config)), "param_share": "layers.0.token_mixer.theta" in tensors}
+    return {**_image(tensors, config), "param_share": "layers.0.token_mixer.theta" in tensors}
 
 
 def _transnormer_image(tensors: Tensors, config: Config) -> Config:
-    facts = dict(_patches(tensors, config))
+    facts = _image(tensors, config)
     vector = "layers.0.token_mixer.lrpe.v"
     config.setdefault("use_lrpe", vector in tensors)
     if vector in tensors:
         facts["num_heads"] = facts["dim"] // _shape(tensors, vector, 1)[0]
-    facts["use_glu"] = "glu_dim" in facts
-    if not facts["use_glu"]:
-        facts["mlp_dim"] = _shape(tensors, "layers.0.feature_mixer.net.0.weight")[0]
+    config.setdefault("use_glu", "glu_dim" in facts)
     return facts
 
 
@@ -550,14 +559,14 @@ ENTRIES = [
         has=(r"^model\.transformer(_0)?\.mha\.(We$|ff\.)",),
         lacks=r"(?s)transformer_0\.mha\.W_v.*transformer_1\.mha\.We|transformer_1\.mha\.We.*transformer_0\.mha\.W_v",
         derive=_byte_pipeline,
-        published={"model_class": "ModelForSC", "pooling_mode": "MEAN", "attn_type": "primal_cos", "rank_multi": 10},
+        published={"model_class": "ModelForSC", "pooling_mode": "MEAN", "num_head": 2, "head_dim": 32},
     ),
     Entry(
         "primal.lra_trans",
         "sequence-classification",
         has=(r"^model\.transformer_0\.mha\.W_v\.", r"^model\.transformer_1\.mha\.We$"),
         derive=_byte_pipeline,
-        published={"model_class": "ModelForSC", "pooling_mode": "MEAN", "attn_type": "primal_cos", "rank_multi": 10},
+        published={"model_class": "ModelForSC", "pooling_mode": "MEAN", "num_head": 2, "head_dim": 32},
     ),
     Entry(
         "tnn.im_vit",
@@ -586,7 +595,13 @@ ENTRIES = [
         published={"image_size": 224, "block_size": 4, "use_softmax": True, "linear_act": "1+elu"},
         stores_all=False,
     ),
-    Entry("primal.cv_vit", "image-classification", has=(r"^blocks\.\d+\.attn\.we$", r"^patch_embed\.")),
+    Entry(
+        "primal.cv_vit",
+        "image-classification",
+        has=(r"^blocks\.\d+\.attn\.we$", r"^patch_embed\."),
+        lacks=r"^blocks\.0\.attn\.we$",
+    ),
+    Entry("primal.cv_former", "image-classification", has=(r"^blocks\.0\.attn\.we$", r"^patch_embed\.")),
     # Parts of models
     Entry("hgrn.lra", None, has=(r"^layers\.0\.layer\.hgru\.",)),
     Entry("transnormer.lra", None, has=(r"^layers\.0\.layer\.q_proj\.",)),
@@ -599,6 +614,7 @@ ENTRIES = [
     Entry("hgrn.Hgru1d", None, has=(r"^lambda_proj\.weight$", r"^theta$")),
     Entry("hgrn.BiHgru1d", None, has=(r"^lambda_proj\.weight$", r"^theta_forward$")),
     Entry("hgrn.HgruReal1d", None, has=(r"^lambda_proj\.weight$", r"^gate\.weight$"), lacks=r"^theta"),
-    Entry("primal.PrimalAttention", None, has=(r"^We$", r"^Wr$")),
+    Entry("primal.PrimalAttention", None, has=(r"^We$", r"^q_proj\.")),
+    Entry("primal.lra", None, has=(r"^We$", r"^W_q\.")),
 ]
 """All families that are recognised, with and without a model of their own."""

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import assert_close, shared
+from transformers import AutoModelForImageClassification, AutoModelForMaskedLM
 from typer.testing import CliRunner
 
 from subquad import cli
@@ -304,14 +306,42 @@ class TestOtherFormats:
         with pytest.raises(DataError, match=r"do not tell encoder, decoder, model\.layer"):
             recognize(state, {})
 
-    @pytest.mark.parametrize("name", ["tnn-im_vit-tiny-prenorm", "tnn-im_vit-rect", "hgrn-im_vit-bi"])
-    def test_images(self, load, name):
-        family, config, state, _ = load(name)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("tnn-im_vit-tiny-prenorm", "tnn-im_vit-tiny-postnorm-pos", "tnn-im_vit-rect"),
+            *("hgrn-im_vit-bi", "hgrn-im_vit-shared-postnorm"),
+            *("transnormer-im_vit-t1-ffn", "transnormer-im_vit-t2-glu", "transnormer-im_vit-t1-glu-conv"),
+        ],
+    )
+    def test_images(self, load, tmp_path, name):
+        family, config, state, images = load(name)
         found = recognize(state, {}, config)
         assert (found.family, found.task) == (family, "image-classification")
         assert {key: found.config[key] for key in config} == config
-        with pytest.raises(DataError, match=r"embed_dim is 7, by the weights \d"):
-            recognize(state, {}, {**config, "embed_dim": 7})
+        with pytest.raises(DataError, match=r"depth is 7, by the weights \d"):
+            recognize(state, {}, {**config, "depth": 7})
+        expected = from_reference(family, config, state)
+        torch.save({"model": state, "epoch": 300}, tmp_path / "best.pth")
+        (tmp_path / "options.json").write_text(json.dumps(config))
+        try:
+            convert(tmp_path / "best.pth", tmp_path / "run", config=tmp_path / "options.json")
+        except ValueError as error:
+            assert re.search("which no `SubquadConfig` describes|no configuration of this library", str(error))  # noqa: PT017
+            return
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "run", dtype=torch.float64)
+        holds_the_same(model, expected)
+        assert_close(model(images).logits, expected(images).logits)
+
+    @pytest.mark.parametrize(
+        "name", ["primal-lra_former-base", "primal-lra_former-tied-softmax", "primal-lra_trans-pad"]
+    )
+    def test_the_byte_pipeline(self, load, name):
+        family, config, state, _ = load(name)
+        told = {"vocab_size", "num_classes", "low_rank", "num_layers", "transformer_hidden_dim", "tied_weights"}
+        found = recognize(state, {}, {key: value for key, value in config.items() if key not in told})
+        assert found.family == family
+        assert all(found.config[key] == config[key] for key in told & set(found.config))
 
     def test_an_image_program_stores_the_name_of_its_preset(self, load):
         _, config, state, _ = load("tnn-im_vit-tiny-prenorm")
@@ -545,8 +575,6 @@ class TestMaskedLanguageModels:
         ],
     )
     def test_the_run_folder_holds_the_model(self, load, tmp_path, name):
-        from transformers import AutoModelForMaskedLM
-
         family, config, state, _ = load(name)
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
         expected = from_reference(family, config, state)
