@@ -1,6 +1,19 @@
 """Reading the checkpoints that others wrote. Nothing else imports it."""
 
-from subquad.compat import fla, hgrn, hgrn2, lra, primal, primal_lra, tnn, tnn_grid, transformer, vit
+from subquad.compat import (
+    fla,
+    hgrn,
+    hgrn2,
+    lra,
+    primal,
+    primal_lra,
+    primal_timeseries,
+    primal_vision,
+    tnn,
+    tnn_grid,
+    transformer,
+    vit,
+)
 from subquad.compat.reference import from_reference
 
 __all__ = [
@@ -11,6 +24,8 @@ __all__ = [
     "lra",
     "primal",
     "primal_lra",
+    "primal_timeseries",
+    "primal_vision",
     "tnn",
     "tnn_grid",
     "transformer",

@@ -5,6 +5,7 @@ and in the objective. Where they return the term of the kernel SVD's objective, 
 dictionary with `y` and `ksvd`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from subquad.compat import fairseq, transformer
 from subquad.compat.reference import UNWRAP, Conversion, Rules, register_family
-from subquad.mixers import PrimalAttention
+from subquad.mixers import Mixer, PrimalAttention
 from subquad.mixers.base import State
+from subquad.models import Block, SubquadConfig
 
 ETA = 0.1
 """Weight of the objective's term in the published criterion, a constant there."""
@@ -45,17 +47,25 @@ class PublishedLayer(nn.Module):
     Args:
         module: The mixer or the block.
         time_first: Whether the layout is (length, batch, dim).
+        reduction: From the objectives (batch,) of the layers to the term.
     """
 
-    def __init__(self, module: nn.Module, time_first: bool = False):
+    def __init__(
+        self,
+        module: nn.Module,
+        time_first: bool = False,
+        reduction: Callable[[list[Tensor]], Tensor] | None = None,
+    ):
         super().__init__()
         self.module = module
         self.time_first = time_first
+        self.reduction = reduction or mean_square
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """`y`, layout of `x`, and `ksvd`, the mean over the batch of J²."""
-        y = self.module(x.transpose(0, 1) if self.time_first else x)[0]
-        return {"y": y.transpose(0, 1) if self.time_first else y, "ksvd": mean_square(take_objectives(self))}
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """`y`, layout of `x`, and `ksvd`; `mask` (batch, length) is 1 for real tokens."""
+        x = x.transpose(0, 1) if self.time_first else x
+        y = self.module(x, mask=None if mask is None else mask.bool())[0]
+        return {"y": y.transpose(0, 1) if self.time_first else y, "ksvd": self.reduction(take_objectives(self))}
 
 
 def take_objectives(module: nn.Module) -> list[Tensor]:
@@ -64,8 +74,39 @@ def take_objectives(module: nn.Module) -> list[Tensor]:
 
 
 def mean_square(objectives: list[Tensor]) -> Tensor:
-    """J², the mean over layers and batch."""
+    """J², the mean over layers and batch, from the objectives (batch,) of each layer."""
     return torch.stack(objectives).square().mean()
+
+
+def square_of_mean(objectives: list[Tensor]) -> Tensor:
+    """Square of the batch's mean J, the mean over layers, from the objectives (batch,) of each layer."""
+    return torch.stack([objective.mean() for objective in objectives]).square().mean()
+
+
+def blocks(
+    mixers: list[Mixer],
+    hidden_size: int,
+    *,
+    dropout: float,
+    activation: str = "gelu",
+    norm_position: str = "pre",
+    drop_path: float = 0.0,
+) -> nn.ModuleList:
+    """Blocks around these mixers, each with a feed-forward network of width `hidden_size`."""
+    config = SubquadConfig(
+        hidden_size=mixers[0].dim,
+        num_hidden_layers=len(mixers),
+        channel_mixer={"type": "ffn", "hidden_size": hidden_size, "activation": activation, "dropout": dropout},
+        norm="layernorm",
+        norm_position=norm_position,
+        dropout=dropout,
+        drop_path=drop_path,
+        causal=False,
+    )
+    layers = nn.ModuleList(Block(config, index) for index in range(len(mixers)))
+    for block, mixer in zip(layers, mixers, strict=True):
+        block.token_mixer = mixer
+    return layers
 
 
 def score_names(inner: str = "") -> Rules:
@@ -76,6 +117,15 @@ def score_names(inner: str = "") -> Rules:
         (r"\bspectrum$", f"{inner}Lambda"),
         (r"\bscore_proj\.", f"{inner}concate_weight."),
     ]
+
+
+PROJECTION_NAMES: Rules = [
+    (r"\bq_proj\.", "query_projection."),
+    (r"\bk_proj\.", "key_projection."),
+    (r"\bv_proj\.", "value_projection."),
+    (r"\boutput_proj\.", "out_projection."),
+]
+"""Names of the maps in the decision transformer and in the classifiers of time series."""
 
 
 @register_family("primal.PrimalAttention")
@@ -100,6 +150,15 @@ def primal_attention(
     return Conversion(
         PublishedLayer(attention, time_first=True), tensors, [*UNWRAP, *score_names(), (r"^output_proj\.", "out_proj.")]
     )
+
+
+@register_family("primal.rl")
+def rl(
+    tensors: dict[str, Tensor], *, d_model: int, n_heads: int, low_rank: int, seq_len: int | None = None
+) -> Conversion:
+    """The causal layer of the decision transformer over (batch, length, dim)."""
+    attention = PublishedPrimalAttention(d_model, num_heads=n_heads, rank=low_rank)
+    return Conversion(PublishedLayer(attention), tensors, [*UNWRAP, *PROJECTION_NAMES, *score_names()])
 
 
 def _attention(tensors: dict[str, Tensor], prefix: str, args: dict[str, Any]) -> PublishedPrimalAttention:

@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subquad.compat.primal import PublishedPrimalAttention, score_names, take_objectives
-from subquad.compat.reference import Conversion, Rules, check_options, register_family
+from subquad.compat.primal import (
+    PublishedLayer,
+    PublishedPrimalAttention,
+    blocks,
+    score_names,
+    square_of_mean,
+    take_objectives,
+)
+from subquad.compat.reference import UNWRAP, Conversion, Rules, check_options, register_family
 from subquad.mixers import Mixer, SoftmaxAttention
 from subquad.mixers.base import State
 from subquad.mixers.primal import mean_trace
-from subquad.models import Block, SubquadConfig
 from subquad.registry import unknown_name
 
 NAMES: Rules = [
@@ -62,65 +68,45 @@ class MaskedPrimalAttention(PublishedPrimalAttention):
         return self.output_proj(heads if mask is None else heads * mask.unsqueeze(-1)), None
 
 
-def batch_objective(objectives: list[Tensor]) -> Tensor:
-    """Square of the batch's mean J, the mean over layers: (batch,) from each."""
-    return torch.stack([objective.mean() for objective in objectives]).square().mean()
-
-
-class PublishedLayer(nn.Module):
-    """A layer called as published, with a mask (batch, length), 1 for real tokens."""
-
-    def __init__(self, attention: MaskedPrimalAttention):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """`y` (batch, length, dim), and `ksvd`."""
-        y, _ = self.attention(x, mask=mask.bool())
-        return {"y": y, "ksvd": batch_objective(take_objectives(self))}
-
-
 class ByteClassifier(nn.Module):
     """The published classifier of one text, or of a pair.
 
     Args:
-        config: Widths and dropout of the blocks.
-        mixers: Token mixer of each layer.
+        layers: The blocks.
+        dim: Features.
+        hidden_size: Width of the last network.
         num_classes: Classes.
         vocab_size: Tokens; the last is the class token.
         num_positions: Learned positions.
         pair: Whether two texts are compared.
         class_token: Whether a class token takes the place of the mean.
-        tied: Whether all layers are one.
+        repeats: How often the blocks are run through.
+        dropout: Probability of dropping entries of the embeddings.
     """
 
     def __init__(
         self,
-        config: SubquadConfig,
-        mixers: list[Mixer],
+        layers: nn.ModuleList,
+        dim: int,
+        hidden_size: int,
         *,
         num_classes: int,
         vocab_size: int,
         num_positions: int,
         pair: bool,
         class_token: bool,
-        tied: bool,
+        repeats: int,
+        dropout: float,
     ):
         super().__init__()
-        dim = config.hidden_size
         self.word_embeddings = nn.Embedding(vocab_size, dim)
         self.position_embeddings = nn.Embedding(num_positions, dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList()
-        for mixer in mixers[:1] if tied else mixers:
-            block = Block(config, 0)
-            block.token_mixer = mixer
-            self.layers.append(block)
-        self.repeats = len(mixers) if tied else 1
+        self.dropout = nn.Dropout(dropout)
+        self.layers = layers
+        self.repeats = repeats
         self.norm = nn.LayerNorm(dim)
-        assert config.channel_mixer is not None
-        width, hidden = 4 * dim if pair else dim, config.channel_mixer["hidden_size"]
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+        width = 4 * dim if pair else dim
+        self.head = nn.Sequential(nn.Linear(width, hidden_size), nn.ReLU(), nn.Linear(hidden_size, num_classes))
         self.pair = pair
         self.class_token = class_token
 
@@ -154,7 +140,7 @@ class ByteClassifier(nn.Module):
             features = torch.cat([features, other, features * other, features - other], dim=-1)
             objectives = [(a.mean() + b.mean()) / 2 for a, b in zip(objectives, theirs, strict=True)]
         outputs = {"y": self.head(features)}
-        return outputs | {"ksvd": batch_objective(objectives)} if objectives else outputs
+        return outputs | {"ksvd": square_of_mean(objectives)} if objectives else outputs
 
     def _encode(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features of each text (batch, dim), and J of each Primal-Attention."""
@@ -190,7 +176,7 @@ def lra(
     _check_attention(attn_type, ("primal_cos",), transformer_dim, num_head, head_dim)
     attention = _attention(transformer_dim, num_head, low_rank, rank_multi, trace_no_x)
     tensors.pop("indices", None)
-    return Conversion(PublishedLayer(attention), tensors, [(r"^attention\.", ""), *NAMES])
+    return Conversion(PublishedLayer(attention, reduction=square_of_mean), tensors, [*UNWRAP, *NAMES])
 
 
 def _attention(dim: int, num_head: int, low_rank: int, rank_multi: int, trace_no_x: bool) -> MaskedPrimalAttention:
@@ -257,26 +243,19 @@ def _classifier(
         else:
             mixers.append(_attention(transformer_dim, num_head, low_rank or 0, rank_multi, trace_no_x))
     tied = tied_weights and not hybrid
-    channel_mixer = {"hidden_size": transformer_hidden_dim, "activation": "gelu", "dropout": dropout_prob}
-    config = SubquadConfig(
-        hidden_size=transformer_dim,
-        num_hidden_layers=1,
-        channel_mixer={"type": "ffn", **channel_mixer},
-        norm="layernorm",
-        dropout=dropout_prob,
-        causal=False,
-    )
     # The number of positions is a power of two from `max_seq_len` on; the weights say which.
     table = tensors.get("model.embeddings.position_embeddings.weight")
     classifier = ByteClassifier(
-        config,
-        mixers,
+        blocks(mixers[:1] if tied else mixers, transformer_hidden_dim, dropout=dropout_prob),
+        transformer_dim,
+        transformer_hidden_dim,
         num_classes=num_classes,
         vocab_size=vocab_size,
         num_positions=max_seq_len if table is None else len(table),
         pair=model_class == "ModelForSCDual",
         class_token=pooling_mode == "CLS",
-        tied=tied,
+        repeats=len(mixers) if tied else 1,
+        dropout=dropout_prob,
     )
     layer = r"model.transformer" if tied else r"model.transformer\1" if tied_weights else r"model.transformer_\1"
     return Conversion(classifier, tensors, [*MODEL_NAMES, (r"^layers\.(\d+)", layer)])

@@ -152,6 +152,43 @@ def test_a_class_token_takes_the_place_of_the_mean(load):
     assert_close(model(tokens, ones)["ksvd"], mean(shifted, ones)["ksvd"])
 
 
+def test_tied_layers_are_one(load):
+    family, config, state, inputs, _, _ = load("primal-lra_former-base")
+    first = {name: tensor for name, tensor in state.items() if "transformer_1" not in name}
+    tied = {name.replace("transformer_0", "transformer"): tensor for name, tensor in first.items()}
+    twice = first | {name.replace("_0.", "_1."): t for name, t in first.items() if "transformer_0" in name}
+    ours = from_reference(family, {**config, "tied_weights": True}, tied)(*inputs)
+    expected = from_reference(family, config, twice)(*inputs)
+    assert_close(ours["y"], expected["y"])
+    assert_close(ours["ksvd"], expected["ksvd"])
+
+
+def test_tied_layers_of_the_hybrid_are_two_of_other_names(load):
+    family, config, state, inputs, y, _ = load("primal-lra_trans-base")
+    renamed = {name.replace("transformer_", "transformer"): tensor for name, tensor in state.items()}
+    assert_close(from_reference(family, {**config, "tied_weights": True}, renamed)(*inputs)["y"], y)
+
+
+def test_fixed_positions_of_series_are_not_trained(load):
+    family, config, state, inputs, y, _ = load("primal-ts_trans-base")
+    model = from_reference(family, {**config, "pos_encoding": "fixed"}, state)
+    assert_close(model(*inputs)["y"], y)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["positions"]
+
+
+def test_patches_are_averaged_before_the_norm(load):
+    """The norm is that of the class token, under another name."""
+    family, config, state, (image,), _, _ = load("primal-cv_former-base")
+    plain = from_reference(family, config, state)
+    average = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: t for name, t in state.items()}
+    model = from_reference(family, {**config, "global_pool": "avg"}, average)
+    last = []
+    plain.layers[-1].register_forward_hook(lambda block, args, out: last.append(out[0]))
+    plain(image)
+    features = F.layer_norm(last[0][:, 1:].mean(1), (16,), state["norm.weight"], state["norm.bias"], 1e-6)
+    assert_close(model(image)["y"], F.linear(features, state["head.weight"], state["head.bias"]))
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -165,6 +202,12 @@ def test_a_class_token_takes_the_place_of_the_mean(load):
         ("primal-lra_former-base", {"embedding_dim": 8}, "must be `transformer_dim` 16, got 8"),
         ("primal-lra_former-base", {"learn_pos_emb": False}, "learn their positions"),
         ("primal-fairseq_lm-base-tied", {"decoder_layers": None}, "must have decoder_layers"),
+        ("primal-timeseries-base", {"attn_type": "softmax"}, "unknown attn_type 'softmax'"),
+        ("primal-ts_former-base", {"pos_encoding": "learned"}, "unknown pos_encoding 'learned'"),
+        ("primal-ts_former-base", {"activation": "silu"}, "unknown activation 'silu'"),
+        ("primal-cv_vit-base", {"num_ksvd_layer": 4}, "must be 1 … 3, the depth, got 4"),
+        ("primal-cv_former-base", {"low_rank": [3]}, "one rank for each of the 2 layers"),
+        ("primal-cv_former-base", {"global_pool": "max"}, "unknown global_pool 'max'"),
     ],
 )
 def test_what_was_never_published(load, name, changes, message):
@@ -177,3 +220,9 @@ def test_one_text_where_a_pair_is_wanted(load):
     family, config, state, (tokens, mask, *_), _, _ = load("primal-lra_former-dual")
     with pytest.raises(ValueError, match="two texts and their masks"):
         from_reference(family, config, state)(tokens, mask)
+
+
+def test_series_of_another_length(load):
+    family, config, state, (x, mask), _, _ = load("primal-ts_former-base")
+    with pytest.raises(ValueError, match="series of 14 positions, got 13"):
+        from_reference(family, config, state)(x[:, :13], mask[:, :13])

@@ -1,0 +1,183 @@
+"""Primal-Attention on the UEA time series, as published: PrimalFormer and Primal.+Trans.
+
+A classifier of series: a linear map, positions, post-norm blocks over all positions, and one linear map of all
+positions at once. Padding is hidden from nothing but that last map.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subquad.compat.primal import (
+    PROJECTION_NAMES,
+    PublishedLayer,
+    PublishedPrimalAttention,
+    blocks,
+    score_names,
+    take_objectives,
+)
+from subquad.compat.reference import UNWRAP, Conversion, Rules, check_options, register_family
+from subquad.layers import activation as get_activation
+from subquad.mixers import Mixer, SoftmaxAttention
+from subquad.registry import unknown_name
+
+NAMES: Rules = [*PROJECTION_NAMES, *score_names("inner_attention.")]
+MODEL_NAMES: Rules = [
+    *NAMES,
+    (r"\btoken_mixer\.", "attention."),
+    (r"\bchannel_mixer\.up_proj\.", "conv1."),
+    (r"\bchannel_mixer\.down_proj\.", "conv2."),
+    (r"\btoken_norm\.", "norm1."),
+    (r"\bchannel_norm\.", "norm2."),
+    (r"^layers\.", "encoder.attn_layers."),
+    (r"^norm\.", "encoder.norm."),
+    (r"^positions$", "pos_enc.pe"),
+]
+
+
+def _attention(dim: int, n_heads: int, low_rank: int, rank_multi: int, max_seq_len: int) -> PublishedPrimalAttention:
+    samples = min(max_seq_len, low_rank * rank_multi)
+    return PublishedPrimalAttention(dim, causal=False, num_heads=n_heads, rank=low_rank, num_samples=samples)
+
+
+class SeriesClassifier(nn.Module):
+    """The published classifier of series of one length.
+
+    Args:
+        layers: The blocks.
+        dim: Features.
+        activation: Activation before the last map, by name.
+        dropout: Probability of dropping entries of what goes into the blocks and into the last map.
+        feat_dim: Numbers at each position.
+        max_len: Positions.
+        num_classes: Classes.
+        learned_positions: Whether positions are trained.
+    """
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        dim: int,
+        *,
+        activation: str,
+        dropout: float,
+        feat_dim: int,
+        max_len: int,
+        num_classes: int,
+        learned_positions: bool,
+    ):
+        super().__init__()
+        self.project_inp = nn.Linear(feat_dim, dim)
+        self.positions = nn.Parameter(self.project_inp.weight.new_zeros(max_len, 1, dim), learned_positions)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = layers
+        self.norm = nn.LayerNorm(dim)
+        self.activation = get_activation(activation)
+        self.output_layer = nn.Linear(max_len * dim, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Classify.
+
+        Args:
+            x: (batch, max_len, feat_dim), zero at padding.
+            mask: (batch, max_len), 1 for real positions.
+
+        Returns:
+            `y` (batch, num_classes), the logits, and `ksvd` (batch,), the mean over the primal layers of J².
+
+        Raises:
+            ValueError: If the series have another length.
+        """
+        if x.shape[1] != len(self.positions):
+            raise ValueError(f"this classifier takes series of {len(self.positions)} positions, got {x.shape[1]}")
+        x = self.project_inp(x) * math.sqrt(self.positions.shape[-1])
+        x = self.dropout(x + self.positions.squeeze(1))
+        for block in self.layers:
+            x = block(x)[0]
+        x = self.dropout(self.activation(self.norm(x))) * mask.unsqueeze(-1)
+        ksvd = torch.stack(take_objectives(self)).square().mean(0)
+        return {"y": self.output_layer(x.flatten(1)), "ksvd": ksvd}
+
+
+@register_family("primal.timeseries")
+def timeseries(
+    tensors: dict[str, Tensor],
+    *,
+    d_model: int,
+    n_heads: int,
+    low_rank: int,
+    rank_multi: int,
+    max_seq_len: int,
+    attn_type: str = "primal_cos",
+) -> Conversion:
+    """The bidirectional layer over (batch, length, dim)."""
+    _check_attention(attn_type)
+    attention = _attention(d_model, n_heads, low_rank, rank_multi, max_seq_len)
+    tensors.pop("indices", None)
+    return Conversion(PublishedLayer(attention), tensors, [*UNWRAP, *NAMES])
+
+
+def _check_attention(attn_type: str) -> None:
+    if attn_type != "primal_cos":
+        raise ValueError(unknown_name("attn_type", attn_type, ("primal_cos",)))
+
+
+def _classifier(
+    tensors: dict[str, Tensor],
+    hybrid: bool,
+    *,
+    feat_dim: int,
+    max_len: int,
+    d_model: int,
+    n_heads: int,
+    d_ff: int,
+    num_layers: int,
+    num_classes: int,
+    low_rank: int,
+    rank_multi: int,
+    attn_type: str = "primal_cos",
+    dropout: float = 0.1,
+    pos_encoding: str = "learnable",
+    activation: str = "gelu",
+    norm: str = "BatchNorm",
+) -> Conversion:
+    """Both models; `hybrid` is two layers, softmax and primal. `norm` is never read: all norms are LayerNorms."""
+    _check_attention(attn_type)
+    if pos_encoding not in ("learnable", "fixed"):
+        raise ValueError(unknown_name("pos_encoding", pos_encoding, ("learnable", "fixed")))
+    if activation not in ("gelu", "relu"):
+        raise ValueError(unknown_name("activation", activation, ("gelu", "relu")))
+    mixers: list[Mixer] = [
+        _attention(d_model, n_heads, low_rank, rank_multi, max_len) for _ in range(1 if hybrid else num_layers)
+    ]
+    if hybrid:
+        mixers.insert(0, SoftmaxAttention(d_model, causal=False, num_heads=n_heads, dropout=dropout))
+    classifier = SeriesClassifier(
+        blocks(mixers, d_ff, dropout=dropout, activation=activation, norm_position="post"),
+        d_model,
+        activation=activation,
+        dropout=dropout,
+        feat_dim=feat_dim,
+        max_len=max_len,
+        num_classes=num_classes,
+        learned_positions=pos_encoding == "learnable",
+    )
+    # Their maps of single positions are convolutions of width one.
+    weights = {name: t.squeeze(-1) if "conv" in name and t.ndim == 3 else t for name, t in tensors.items()}
+    return Conversion(classifier, weights, MODEL_NAMES)
+
+
+@register_family("primal.ts_former")
+def ts_former(tensors: dict[str, Tensor], **config: Any) -> Conversion:
+    """PrimalFormer."""
+    check_options("primal.ts_former", _classifier, config)
+    return _classifier(tensors, False, **config)
+
+
+@register_family("primal.ts_trans")
+def ts_trans(tensors: dict[str, Tensor], **config: Any) -> Conversion:
+    """Primal.+Trans.: a softmax layer, then a primal one, whatever `num_layers` says."""
+    check_options("primal.ts_trans", _classifier, config)
+    return _classifier(tensors, True, **config)
