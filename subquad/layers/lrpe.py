@@ -33,6 +33,16 @@ def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+def reflect(x: Tensor, direction: Tensor) -> Tensor:
+    """Reflect `x` (..., dim) at the plane that is normal to the unit vector r, `direction` (dim,): x − 2 (x·r) r.
+
+    Computed and returned in float32 at least.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    direction = direction.to(wide.dtype)
+    return wide - 2 * (wide * direction).sum(-1, keepdim=True) * direction
+
+
 class RotaryPositions(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864), θ_m = 10000^(−2m/d). There are no parameters.
 
@@ -98,10 +108,7 @@ class LRPE(RotaryPositions):
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         """Encode queries or keys, as in `RotaryPositions`."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        direction = self.reflection.to(wide.dtype)
-        reflected = wide - 2 * (wide * direction).sum(-1, keepdim=True) * direction
-        return rotate_pairs(reflected, angles).to(x.dtype)
+        return rotate_pairs(reflect(x, self.reflection), angles).to(x.dtype)
 
 
 RELATIVE_POSITIONS: dict[str, type[RotaryPositions]] = {"lrpe": LRPE, "rotary": RotaryPositions}

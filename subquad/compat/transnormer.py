@@ -1,0 +1,559 @@
+"""TransNormer as published (arXiv 2210.10340): the layers and language models of fairseq-evo.
+
+What the published code computes beyond our mixers stands here: zero rows that take part in a softmax, activations that
+make hidden scores count, positions with other angles or a learned reflection, and linear attention inside blocks. The
+published mixers ignore padding: nothing here hands them a mask.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subquad.compat import fairseq, tnn
+from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, activation_name, norm_name, register_family
+from subquad.layers import GLU, RotaryPositions, build_norm
+from subquad.layers.lrpe import reflect
+from subquad.mixers import DiagAttention, build_mixer
+from subquad.models import Block, SubquadConfig
+from subquad.registry import unknown_name
+
+KINDS = {1: "norm_attention", 2: "diag_attention"}
+"""Our mixers by their published numbers."""
+
+NORM_NAMES = {"norm_attention": "layer_norm", "diag_attention": "norm"}
+"""What the norm inside a mixer is called."""
+
+Changes = dict[str, Callable[[Any], Any]]
+"""What a published mixer has and ours has not: a description, and a function from our mixer to the published one."""
+
+
+class PublishedPositions(RotaryPositions):
+    """Positions by rotation with all published options (class `Urpe`).
+
+    Args:
+        dim: Features of a query or key.
+        p_matrix: 3 reflects the features first, 1 does not.
+        theta_learned: Whether the angles per position are a parameter.
+        theta_type: Those that are none, with n the length: "a" 10000^(−2m/d), "b" π/2/n/(d/2)·(m+1), "c" π/2/n/(m+1).
+        householder_learned: Whether the reflection is learned, and divided by its norm.
+        length: n, where it is not the number of positions: the size of a block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        p_matrix: int,
+        theta_learned: bool,
+        theta_type: str,
+        householder_learned: bool,
+        length: int | None = None,
+    ):
+        super().__init__(dim)
+        if p_matrix not in (1, 3):
+            raise ValueError(f"`p_matrix` must be 1 (nothing) or 3 (a reflection), got {p_matrix}")
+        if theta_type not in ("a", "b", "c"):
+            raise ValueError(unknown_name("theta_type", theta_type, ("a", "b", "c")))
+        self.theta = nn.Parameter(torch.empty(dim // 2)) if theta_learned else None
+        self.theta_type = theta_type
+        self.length = length
+        self.reflection = nn.Parameter(torch.empty(dim), requires_grad=householder_learned) if p_matrix == 3 else None
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """Angles (..., dim // 2) of `positions` (...)."""
+        if self.theta is not None or self.theta_type == "a":
+            return super().angles(positions)
+        half = self.dim // 2
+        order = torch.arange(1, half + 1, device=positions.device, dtype=torch.float64)
+        length = int(positions.max()) + 1 if self.length is None else self.length
+        theta = math.pi / 2 / length * (order / half if self.theta_type == "b" else 1 / order)
+        return positions.double().unsqueeze(-1) * theta
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Angles per position (dim // 2,), float64."""
+        return super().frequencies(device) if self.theta is None else self.theta.double()
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """Encode queries or keys, as in `RotaryPositions`."""
+        if self.reflection is None:
+            return super().forward(x, angles)
+        direction = self.reflection
+        if direction.requires_grad:
+            direction = direction / (torch.linalg.vector_norm(direction) + 1e-6)
+        return super().forward(reflect(x, direction), angles).to(x.dtype)
+
+
+class LeakyDiagAttention(DiagAttention):
+    """Attention inside blocks in which keys that nobody should see count: each as one of score 0.
+
+    Bidirectional, with a softmax, these are the zero rows that fill the last block. Causal, with an activation φ, they
+    are the later keys: φ(0) is not always 0.
+    """
+
+    def weights(self, scores: Tensor, visible: Tensor) -> Tensor:
+        """What each key counts for each query, as in `DiagAttention`."""
+        if self.activation is not None:
+            return self.activation(scores.masked_fill(~visible, 0.0))
+        return super().weights(scores, visible if self.causal else torch.ones_like(visible))
+
+
+class LinearDiagAttention(DiagAttention):
+    """Linear attention inside blocks (`group_type` "linear_chunk"): scores of feature maps count as they are.
+
+    Args:
+        dim: As in `DiagAttention`.
+        causal: As in `DiagAttention`.
+        feature_map: Of queries, divided by √e, and keys.
+        **options: As in `DiagAttention`.
+    """
+
+    def __init__(self, dim: int, causal: bool, *, feature_map: Callable[[Tensor], Tensor], **options: Any):
+        super().__init__(dim, causal, **{**options, "kernel": "identity"})
+        self.feature_map = feature_map
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of queries and keys, and values (batch, length, heads, head_dim)."""
+        q, k, v = super().project(x)
+        return self.feature_map(q), self.feature_map(k), v
+
+
+class Urpe(nn.Module):
+    """Positions by rotation called as published: (..., length, dim), positions along the last axis but one."""
+
+    def __init__(self, positions: RotaryPositions):
+        super().__init__()
+        self.positions = positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode `x` (..., length, dim)."""
+        return self.positions(x, self.positions.angles(torch.arange(x.shape[-2], device=x.device)))
+
+
+def published_positions(
+    dim: int,
+    *,
+    core_matrix: int = 1,
+    p_matrix: int = 1,
+    theta_type: str = "a",
+    theta_learned: bool = False,
+    householder_learned: bool = False,
+    length: int | None = None,
+) -> PublishedPositions:
+    """Published positions of `dim` features, with the published names of their options."""
+    if core_matrix != 1:
+        raise ValueError(f"`core_matrix` must be 1, the rotation of all published models, got {core_matrix}")
+    return PublishedPositions(
+        dim,
+        p_matrix=p_matrix,
+        theta_learned=theta_learned,
+        theta_type=theta_type,
+        householder_learned=householder_learned,
+        length=length,
+    )
+
+
+def attention(
+    kind: str,
+    causal: bool,
+    *,
+    embed_dim: int,
+    num_heads: int,
+    act_fun: Any,
+    norm_type: str | None,
+    positions: dict[str, Any] | None,
+    bias: bool = True,
+    group_type: str = "chunk",
+    chunk_size: int = 64,
+    use_softmax: bool = False,
+    dropout: float = 0.0,
+) -> tuple[dict[str, Any], Changes]:
+    """A published mixer as a description of ours, and what ours has not.
+
+    Args:
+        kind: "norm_attention" or "diag_attention"; the options after `bias` are those of the second.
+        causal: Whether a position sees only itself and earlier ones.
+        embed_dim: Features.
+        num_heads: Heads.
+        act_fun: Published activation.
+        norm_type: Published norm of the concatenated heads, or None.
+        positions: Published options of `Urpe`, or None for no positions.
+        bias: Whether the maps have biases.
+        group_type: "chunk" or "linear_chunk".
+        chunk_size: Positions of a block.
+        use_softmax: Whether a softmax of the scores counts, not their activation.
+        dropout: Probability of dropping weights.
+
+    Raises:
+        ValueError: If the options are not those of a published model.
+    """
+    changes: Changes = {}
+    options: dict[str, Any] = {"type": kind, "num_heads": num_heads, "bias": bias, "positions": None}
+    norm = None if norm_type is None else norm_name(norm_type)
+    function = fairseq.function(act_fun)
+
+    def instead(mixer: type[DiagAttention], **more: Any) -> Callable[[Any], Any]:
+        return lambda _: mixer(embed_dim, causal, **{k: v for k, v in options.items() if k != "type"}, **more)
+
+    if kind == "norm_attention":
+        options |= {"activation": activation_name(act_fun), "norm": norm}
+        if act_fun in fairseq.FUNCTIONS:
+            changes[f"activation {act_fun!r}"] = _setter("activation", function)
+    else:
+        if group_type not in ("chunk", "linear_chunk"):
+            raise ValueError(
+                f"`group_type` must be 'chunk' or 'linear_chunk', got {group_type!r}: other groups are of no published "
+                "model, and 'window' mixes rows of a batch"
+            )
+        softmax = use_softmax and group_type == "chunk"
+        options |= {"block_size": chunk_size, "dropout": dropout, "norm": None if softmax else norm}
+        options["kernel"] = "softmax" if softmax else activation_name(act_fun)
+        if group_type == "linear_chunk":
+            changes["linear attention inside blocks"] = instead(LinearDiagAttention, feature_map=function)
+        else:
+            leaks = not causal if softmax else causal and bool(function(torch.zeros(1)))
+            if leaks:
+                changes["keys that nobody should see"] = instead(LeakyDiagAttention)
+            if not softmax and act_fun in fairseq.FUNCTIONS:
+                changes[f"activation {act_fun!r}"] = _setter("activation", function)
+    if positions is not None:
+        published = positions | ({"length": chunk_size} if kind == "diag_attention" else {})
+        ours = published_positions(embed_dim // num_heads, **published)
+        if ours.reflection is None and ours.theta is None and ours.theta_type == "a":
+            options["positions"] = "rotary"
+        elif ours.reflection is not None and ours.theta is not None and not ours.reflection.requires_grad:
+            options["positions"] = "lrpe"
+        else:
+            changes[f"positions with {positions}"] = _setter("positions", ours)
+    return options, changes
+
+
+def _setter(name: str, value: Any) -> Callable[[Any], Any]:
+    def change(mixer: Any) -> Any:
+        setattr(mixer, name, value)
+        return mixer
+
+    return change
+
+
+def build(options: dict[str, Any], changes: Changes, dim: int, causal: bool) -> Any:
+    """The published mixer."""
+    mixer = build_mixer(options, dim, causal)
+    for change in changes.values():
+        mixer = change(mixer)
+    return mixer
+
+
+def norm_weight(norm_type: str | None) -> str:
+    """What the weight of a published norm is called."""
+    return {"rmsnorm": "scale", "gatedrmsnorm": "scale", "scalenorm": "scala"}.get(norm_type or "", "weight")
+
+
+def mixer_names(where: str, kind: str, norm_type: str | None) -> Rules:
+    """Names inside a mixer; `where` is a regular expression for what comes before them."""
+    return [
+        (rf"({where})norm\.weight$", rf"\1norm.{norm_weight(norm_type)}"),
+        (rf"({where})norm\.", rf"\1{NORM_NAMES[kind]}."),
+        (rf"({where})output_proj\.", r"\1out_proj."),
+        (rf"({where})positions\.theta$", r"\1urpe.theta"),
+        (rf"({where})positions\.reflection$", r"\1urpe.v"),
+    ]
+
+
+def flat_angles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Angles of shape (1, 1, dim // 2) as (dim // 2,), and a norm under its name of today."""
+    return {
+        name.replace(".gated_rms_norm.", ".norm."): t.flatten() if name.split(".")[-1] == "theta" else t
+        for name, t in tensors.items()
+    }
+
+
+@register_family("transnormer.SimpleRMSNorm")
+def norm(tensors: dict[str, Tensor], *, d: int) -> Conversion:
+    """The norm without parameters over the last axis."""
+    return Conversion(build_norm("simple_rmsnorm", d), tensors)
+
+
+@register_family("transnormer.Urpe")
+def urpe(
+    tensors: dict[str, Tensor],
+    *,
+    core_matrix: int,
+    p_matrix: int,
+    embedding_dim: int,
+    theta_type: str = "a",
+    theta_learned: bool = False,
+    householder_learned: bool = False,
+    max_positions: int = 512,
+) -> Conversion:
+    """Positions by rotation over (..., length, dim); `max_positions` is ignored."""
+    positions = published_positions(
+        embedding_dim,
+        core_matrix=core_matrix,
+        p_matrix=p_matrix,
+        theta_type=theta_type,
+        theta_learned=theta_learned,
+        householder_learned=householder_learned,
+    )
+    names = [(r"^positions\.theta$", "theta"), (r"^positions\.reflection$", "v")]
+    return Conversion(Urpe(positions), flat_angles(tensors), names)
+
+
+@register_family("transnormer.GLU")
+def glu(
+    tensors: dict[str, Tensor], *, d1: int, d2: int, act_fun: Any, fina_act: Any = "None", dropout: float = 0.0
+) -> Conversion:
+    """A gated linear unit over (..., d1); "swish" is none of the published activations, and means the identity."""
+    unit = GLU(d1, d2, dropout=dropout)
+    unit.activation = fairseq.function(act_fun)
+    module = nn.Sequential(unit, fairseq.Elementwise(fairseq.function(fina_act)))
+    return Conversion(module, tensors, [(r"^0\.", ""), *tnn.GLU_NAMES])
+
+
+@register_family("transnormer.NormAttention")
+def norm_attention(
+    tensors: dict[str, Tensor],
+    *,
+    embed_dim: int,
+    num_heads: int,
+    act_fun: Any,
+    norm_type: str,
+    causal: bool = False,
+    bias: bool = True,
+    use_urpe: bool = False,
+    has_out: bool = True,
+    attention_use_layer_norm: bool = True,
+    **positions: Any,
+) -> Conversion:
+    """Linear attention with a norm over (length, batch, dim); `has_out` concerns initial values alone."""
+    return _attention(
+        tensors,
+        "norm_attention",
+        causal,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        act_fun=act_fun,
+        norm_type=norm_type if attention_use_layer_norm else None,
+        positions=_urpe_options(positions, use_urpe),
+        bias=bias,
+    )
+
+
+@register_family("transnormer.DiagAttention")
+def diag_attention(
+    tensors: dict[str, Tensor],
+    *,
+    embed_dim: int,
+    num_heads: int,
+    act_fun: Any,
+    norm_type: str,
+    chunk_size: int,
+    group_type: str = "chunk",
+    causal: bool = False,
+    use_softmax: bool = False,
+    bias: bool = True,
+    dropout: float = 0.0,
+    use_urpe: bool = False,
+    **positions: Any,
+) -> Conversion:
+    """Attention inside blocks over (length, batch, dim)."""
+    return _attention(
+        tensors,
+        "diag_attention",
+        causal,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        act_fun=act_fun,
+        norm_type=norm_type,
+        positions=_urpe_options(positions, use_urpe),
+        bias=bias,
+        group_type=group_type,
+        chunk_size=chunk_size,
+        use_softmax=use_softmax,
+        dropout=dropout,
+    )
+
+
+def _attention(tensors: dict[str, Tensor], kind: str, causal: bool, **arguments: Any) -> Conversion:
+    options, changes = attention(kind, causal, **arguments)
+    module = OnlyOutput(build(options, changes, arguments["embed_dim"], causal), time_first=True)
+    return Conversion(module, flat_angles(tensors), [*UNWRAP, *mixer_names("^", kind, arguments["norm_type"])])
+
+
+URPE_OPTIONS = ("core_matrix", "p_matrix", "theta_type", "theta_learned", "householder_learned")
+
+
+def _urpe_options(options: dict[str, Any], use_urpe: bool) -> dict[str, Any] | None:
+    for name in options:
+        if name not in URPE_OPTIONS:
+            raise ValueError(unknown_name("option of a TransNormer mixer", name, URPE_OPTIONS))
+    return options if use_urpe else None
+
+
+@dataclass
+class FairseqBlocks:
+    """The blocks of a published fairseq model: names inside them, parts, and options of `SubquadConfig`."""
+
+    names: Rules
+    parts: fairseq.Parts
+    options: dict[str, Any]
+
+
+def _blocks(args: dict[str, Any], side: str, kinds: list[str]) -> FairseqBlocks:
+    """The blocks of a "decoder" (causal) or an "encoder" with token mixers of these kinds."""
+    fairseq.require(args, f"{side}_embed_dim", f"{side}_attention_heads", "linear_act_fun")
+    dim, causal = args[f"{side}_embed_dim"], side == "decoder"
+    mixers = [_of_layer(args, side, kind) for kind in kinds]
+    channel_mixer, parts, names = _channel_mixer(args, side)
+    if changes := {name for _, changes in mixers for name in changes}:
+
+        def replace_mixers(model: Any) -> None:
+            for block, (options, changes) in zip(model.model.layers, mixers, strict=True):
+                block.token_mixer = build(options, changes, dim, causal)
+
+        parts = {**parts, f"token mixers with {', '.join(sorted(changes))}": replace_mixers}
+    block_norm = args.get("attn_type")
+    for index, kind in enumerate(kinds):
+        names = [*names, *mixer_names(rf"\blayers\.{index}\.token_mixer\.", kind, _norm_type(args, kind))]
+    names += [
+        (r"\b(token|channel)_norm\.weight$", rf"\1_norm.{norm_weight(block_norm)}"),
+        (r"\btoken_mixer\.", "self_attn."),
+    ]
+    options = {
+        "mixers": [mixer for mixer, _ in mixers],
+        "channel_mixer": channel_mixer,
+        "norm": norm_name(block_norm or ""),
+    }
+    return FairseqBlocks(names, parts, options)
+
+
+def _kinds(args: dict[str, Any], side: str) -> list[str]:
+    """The kind of each layer: where nothing is said, the first half attends inside blocks."""
+    layers = args[f"{side}_layers"]
+    numbers = args.get(f"{side}_attention_types") or [2] * (layers // 2) + [1] * (layers - layers // 2)
+    return [_kind(number) for number in numbers]
+
+
+def _kind(number: Any) -> str:
+    if number not in KINDS:
+        raise ValueError(f"an attention type must be 1 (NormAttention) or 2 (DiagAttention), got {number!r}")
+    return KINDS[number]
+
+
+def _norm_type(args: dict[str, Any], kind: str) -> str | None:
+    return args.get("norm_type" if kind == "norm_attention" else "local_norm_type")
+
+
+def _of_layer(args: dict[str, Any], side: str, kind: str) -> tuple[dict[str, Any], Changes]:
+    """The mixer of a layer."""
+    positions = {name: args[f"{side}_{name}"] for name in URPE_OPTIONS if f"{side}_{name}" in args}
+    arguments: dict[str, Any] = {
+        "embed_dim": args[f"{side}_embed_dim"],
+        "num_heads": args[f"{side}_attention_heads"],
+        "norm_type": _norm_type(args, kind) or "layernorm",
+        "positions": positions if args.get(f"{side}_use_urpe") else None,
+    }
+    if kind == "norm_attention":
+        return attention(kind, side == "decoder", act_fun=args["linear_act_fun"], **arguments)
+    return attention(
+        kind,
+        side == "decoder",
+        act_fun=args.get("local_act_fun", "relu"),
+        group_type=args.get("group_type", "chunk"),
+        chunk_size=args.get(f"{side}_chunk_size", 64),
+        use_softmax=bool(args.get("use_softmax")),
+        dropout=float(args.get("attention_dropout", 0.0)),
+        **arguments,
+    )
+
+
+def _channel_mixer(args: dict[str, Any], side: str) -> tuple[dict[str, Any], fairseq.Parts, Rules]:
+    """Our channel mixer, what must be put into it, and the names inside it."""
+    if args.get("use_glu"):
+        width = int(args[f"{side}_embed_dim"] * (args.get("multiple") or 8 / 3))
+        unit, parts = fairseq.glu(args["glu_act"], width, args.get("glu_dropout", 0.0), args.get("fina_act"), True)
+        return unit, parts, fairseq.GLU_NAMES
+    act = args.get("activation_fn", "relu" if side == "decoder" else "gelu")
+    fairseq.fairseq_activation("activation_fn", act)
+    ffn = {
+        "type": "ffn",
+        "hidden_size": args[f"{side}_ffn_embed_dim"],
+        "activation": fairseq.ACTIVATIONS[act],
+        "dropout": float(args.get("activation_dropout", 0.0)),
+    }
+    return ffn, {}, [(r"\bchannel_mixer\.up_proj\.", "fc1."), (r"\bchannel_mixer\.down_proj\.", "fc2.")]
+
+
+@register_family("transnormer.layer")
+def layer(tensors: dict[str, Tensor], *, kind: str, attention_type: int, **args: Any) -> Conversion:
+    """One layer over (length, batch, dim): `kind` "decoder", causal, or "encoder"."""
+    if kind not in ("decoder", "encoder"):
+        raise ValueError(unknown_name("kind of layer", kind, ("decoder", "encoder")))
+    blocks = _blocks(args, kind, [_kind(attention_type)])
+    config = SubquadConfig(
+        hidden_size=args[f"{kind}_embed_dim"],
+        num_hidden_layers=1,
+        norm_position="pre" if args.get(f"{kind}_normalize_before", kind == "decoder") else "post",
+        dropout=float(args.get("dropout", 0.1)),
+        causal=kind == "decoder",
+        **blocks.options,
+    )
+    model = nn.Module()
+    model.model = nn.Module()
+    model.model.layers = nn.ModuleList([Block(config, 0)])
+    for change in blocks.parts.values():
+        change(model)
+    names = [(r"^module\.", "layers.0."), *blocks.names, *fairseq.NAMES, (r"^layers\.0\.", "")]
+    return Conversion(OnlyOutput(model.model.layers[0], time_first=True), flat_angles(tensors), names)
+
+
+@register_family("transnormer.fairseq_lm")
+def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """The language models "transnormer_t1" and "transnormer_t2"; where no mask is given, padding has no position."""
+    fairseq.require(args, "decoder_layers")
+    blocks = _blocks(args, "decoder", _kinds(args, "decoder"))
+    if args.get("decoder_learned_pos"):
+        raise ValueError("`decoder_learned_pos` = True: no published TransNormer language model has learned positions")
+    if not args.get("no_token_positional_embeddings"):
+        blocks.options |= {"position_embedding": "sinusoidal", "position_offset": args.get("padding_idx", 1) + 1}
+    final_norm, embedding_norm = args.get("final_layernorm"), args.get("embdding_layernorm")
+    conversion = fairseq.language_model(
+        flat_angles(tensors),
+        {"decoder_normalize_before": True, **args},
+        [
+            *blocks.names,
+            (r"^model\.final_norm\.weight$", f"model.final_norm.{norm_weight(final_norm)}"),
+            (r"^model\.embedding_norm\.weight$", f"model.embedding_norm.{norm_weight(embedding_norm)}"),
+        ],
+        parts=blocks.parts,
+        final_norm=norm_name(final_norm or ""),
+        embedding_norm=norm_name(embedding_norm or ""),
+        **blocks.options,
+    )
+    conversion.module.register_forward_pre_hook(count_positions, with_kwargs=True)
+    return conversion
+
+
+def count_positions(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward hook: where the caller says nothing about padding, padding tokens are mixed, but are not counted."""
+    tokens = kwargs.get("input_ids", args[0] if args else None)
+    told = any(kwargs.get(name) is not None for name in ("attention_mask", "position_ids", "past_key_values"))
+    if told or len(args) > 1 or tokens is None or not (tokens == model.config.pad_token_id).any():
+        return args, kwargs
+    real = tokens != model.config.pad_token_id
+    return args, {**kwargs, "position_ids": (real.cumsum(-1) - 1).where(real, -1)}
+
+
+@register_family("transnormer.fairseq_roberta")
+def fairseq_roberta(tensors: dict[str, Tensor], **args: Any) -> Conversion:
+    """The masked language models "roberta_transnormer_t1" and "roberta_transnormer_t2"."""
+    fairseq.require(args, "encoder_layers")
+    blocks = _blocks(args, "encoder", _kinds(args, "encoder"))
+    return fairseq.masked_language_model(
+        flat_angles(tensors), args, blocks.names, parts=blocks.parts, pooling="first", **blocks.options
+    )
