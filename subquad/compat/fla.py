@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from subquad.compat.fairseq import Parts, PublishedForCausalLM, drop_second_name
 from subquad.compat.reference import Conversion, Rules, register_family
 from subquad.layers.norms import EpsilonRMSNorm
-from subquad.mixers import HGRU, State
+from subquad.mixers import HGRU, Mixer, State
 from subquad.models import SubquadConfig, SubquadForCausalLM
 
 NAMES: Rules = [
@@ -52,7 +52,7 @@ class ConvolvedLinear(nn.Module):
 
 
 class PublishedHGRU(HGRU):
-    """A causal unit with what no published checkpoint is known to have.
+    """A causal unit with what its code offers beside ours, used by no checkpoint or by none that is known.
 
     Args:
         dim: Features in and out.
@@ -79,6 +79,10 @@ class PublishedHGRU(HGRU):
             if mask is not None:
                 x = x * mask.unsqueeze(-1)
         return super().mix(x, state, mask, lower_bound)
+
+    def mix_packed(self, x: Tensor, cu_seqlens: Tensor, **shared: Tensor) -> Tensor:
+        """Mix sequences packed into one row, each with padding of its own."""
+        return Mixer.mix_packed(self, x, cu_seqlens, **shared)
 
     def readout(self, x: Tensor, h: Tensor) -> Tensor:
         """The output (batch, length, dim) from the input and the states."""

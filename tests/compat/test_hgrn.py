@@ -108,6 +108,21 @@ def test_what_no_configuration_describes_is_not_saved(options, part, tmp_path):
         assert torch.equal(generated[:, t], model(generated[:, :t]).logits[:, -1].argmax(-1))
 
 
+def test_short_convolutions_do_not_cross_padding_or_packed_sequences():
+    weights = fla_weights()
+    for layer in range(2):
+        weights |= {f"model.layers.{layer}.attn.{kind}_conv1d.weight": torch.rand(DIM, 1, 4) for kind in "if"}
+    model = from_reference("hgrn.fla", CONFIG | {"use_short_conv": True}, weights)
+    first, second = torch.randint(VOCAB, (1, 5)), torch.randint(VOCAB, (1, 8))
+    packed = model(torch.cat([first, second], dim=1), cu_seqlens=torch.tensor([0, 5, 13])).logits
+    assert_close(packed, torch.cat([model(first).logits, model(second).logits], dim=1))
+    padded = torch.cat([torch.randint(VOCAB, (1, 3)), first], dim=1)
+    mask = torch.arange(8).unsqueeze(0) >= 3
+    assert_close(model(padded, attention_mask=mask).logits[:, 3:], model(first).logits)
+    with pytest.raises(ValueError, match="no state of short convolutions is kept"):
+        model(second, past_key_values=model(first, use_cache=True).past_key_values)
+
+
 def test_both_branches_of_old_files_are_one_matrix(tokens):
     weights = fla_weights()
     expected = from_reference("hgrn.fla", CONFIG, weights)(tokens).logits
