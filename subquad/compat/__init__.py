@@ -9,9 +9,12 @@ from subquad.compat import (
     primal_lra,
     primal_timeseries,
     primal_vision,
+    ski,
     tnn,
     tnn_grid,
     transformer,
+    transnormer,
+    transnormer_grid,
     vit,
 )
 from subquad.compat.reference import from_reference
@@ -26,8 +29,11 @@ __all__ = [
     "primal_lra",
     "primal_timeseries",
     "primal_vision",
+    "ski",
     "tnn",
     "tnn_grid",
     "transformer",
+    "transnormer",
+    "transnormer_grid",
     "vit",
 ]
