@@ -206,12 +206,12 @@ def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None) -> dict[
     own = [name for name in SubquadConfig.__annotations__ if name in defaults and name not in FROM_TOKENIZER]
     options = {name: getattr(config, name) for name in own if getattr(config, name, None) != defaults[name]}
     options.pop("layer_types", None)
-    data = {"tokenizer": tokenizer and tokenizer.unit, "block_size": found.config.get("tokens_per_sample")}
-    return {
-        "task": found.task,
-        "model": options,
-        "data": {key: value for key, value in data.items() if isinstance(value, str | int)},
+    data = {
+        "tokenizer": tokenizer and tokenizer.unit,
+        "block_size": found.config.get("tokens_per_sample"),
+        "block_mode": found.config.get("sample_break_mode"),
     }
+    return {"task": found.task, "model": options, "data": {key: value for key, value in data.items() if value}}
 
 
 def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -588,15 +588,26 @@ class TestMaskedLanguageModels:
         assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["task"] == "masked-lm"
         holds_the_same(AutoModelForMaskedLM.from_pretrained(tmp_path / "run", dtype=torch.float64), expected)
 
-    def test_the_mask_is_behind_the_dictionary(self, load, tmp_path):
+    def test_the_mask_is_behind_the_dictionary(self, call, load, tmp_path):
         _, config, state, _ = load("tnn-fairseq_roberta-v2")
         rows = config["vocab_size"]
-        (tmp_path / "dict.txt").write_text("".join(f"word{i} 1\n" for i in range(rows - 5)))
+        words = [f"word{i}" for i in range(rows - 5)]
+        (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
+        for split in ("train", "valid", "test"):
+            (tmp_path / f"{split}.txt").write_text((" ".join(words[:10]) + "\n") * 9)
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
+        stored |= {"tokens_per_sample": 16, "sample_break_mode": "complete"}
         path = save_fairseq(tmp_path / "checkpoint_best.pt", state, stored)
-        convert(path, tmp_path / "run", dictionary=tmp_path / "dict.txt")
-        tokenizer = Run(tmp_path / "run").load_tokenizer()
+        run = tmp_path / "run"
+        convert(path, run, dictionary=tmp_path / "dict.txt")
+        tokenizer = Run(run).load_tokenizer()
         assert (tokenizer.mask_id, tokenizer.num_ids) == (rows - 1, rows)
+        texts = [option for split in ("train", "valid", "test") for option in ("--data", tmp_path / f"{split}.txt")]
+        result = call("evaluate", run, *texts)
+        assert result.exit_code == 0, result.output
+        result = call("generate", run, "--prompt", "word1")
+        assert result.exit_code == 2
+        assert "generation needs a model of the task causal-lm, this one is of masked-lm" in result.stderr
 
 
 def test_no_fixture_is_taken_for_another_family(golden):
