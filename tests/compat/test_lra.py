@@ -232,6 +232,52 @@ def test_sizes_of_the_published_models(task):
     assert windows == {1024 if layer == "tno" else None}
 
 
+# Pairs of blocks, ratio, heads of the local layers, and parameters of the published backbones.
+TRANSNORMER = {"listops": (4, 4, 8, 794_368), "image": (12, 2, 4, 1_593_088), "pathfinder": (4, 1, 8, 399_616)}
+
+
+@pytest.mark.parametrize("task", TRANSNORMER)
+@pytest.mark.parametrize("softmax", [True, False])
+def test_sizes_of_the_published_transnormers(task, softmax):
+    """The published counts are with a norm in every local layer, which a softmax has no use for."""
+    layers, expand, heads, count = TRANSNORMER[task]
+    layer = [
+        {"_name_": "localattn", "n_heads": heads, "norm_type": "synbatch", "use_softmax": softmax},
+        {"_name_": "linearattn", "n_heads": 8, "norm_type": "synbatch"},
+        {"_name_": "ff", "expand": expand},
+    ]
+    config = {"d_model": 128, "n_layers": layers, "norm": "synbatch", "layer": layer}
+    module = FAMILIES["transnormer.lra"]({}, **config).module
+    unused = layers // 2 * 2 * 128 if softmax else 0
+    assert sum(p.numel() for p in module.parameters()) + unused == count
+
+
+def test_half_of_the_pairs_rounded_down_are_local(load):
+    family, config, state, _, _, _ = load("transnormer-lra-t2-synbatch-eval")
+    module = from_reference(family, config, state)
+    kinds = [type(block.layer.mixer).__name__ for block in module.layers if isinstance(block.layer, lra.SequenceMixer)]
+    assert kinds == ["LeakyDiagAttention", "NormAttention", "NormAttention"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": [{"_name_": "localattn"}, {"_name_": "ff"}]}, "must be localattn, linearattn and a channel mixer"),
+        ({"norms": "layer"}, "Did you mean 'norm'"),
+    ],
+)
+def test_errors_of_transnormers(load, changes, message):
+    family, config, state, _, _, _ = load("transnormer-lra-t2-layer")
+    with pytest.raises(ValueError, match=message):
+        from_reference(family, {**config, **changes}, state)
+
+
+def test_norms_inside_mixers_that_were_never_published(load):
+    family, config, state, _, _, _ = load("transnormer-lra_local-t1-synbatch-eval")
+    with pytest.raises(ValueError, match="unknown norm inside a mixer 'instance'"):
+        from_reference(family, {**config, "norm_type": "instance"}, state)
+
+
 class TestModel:
     def test_only_the_pooling_reads_the_lengths(self, load):
         """Padding is an ordinary input: what it holds changes the logits, but it is not pooled."""
@@ -374,8 +420,6 @@ class TestModel:
     @pytest.mark.parametrize("name", ["hgrn-lra-2d-bi-batchnorm-train", "transnormer-lra-t1-batch-train"])
     def test_running_statistics(self, golden, load, name):
         family, config, state, (x,), _, _ = load(name)
-        if family not in FAMILIES:
-            pytest.skip(f"{family} is not there")
         conversion = FAMILIES[family](dict(state), **config)
         module = from_reference(family, config, state).train()
         module(x)

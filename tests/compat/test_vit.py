@@ -8,21 +8,15 @@ from transformers import AutoModelForImageClassification
 from subquad import SubquadForImageClassification
 from subquad.compat import from_reference, vit
 from subquad.compat.reference import FAMILIES
+from subquad.compat.transnormer_grid import WindowAttention
 from subquad.mixers import GTU2D
 
 NAMES = ("tnn-im_vit-tiny-prenorm", "tnn-im_vit-tiny-postnorm-pos", "tnn-im_vit-rect", "hgrn-im_vit-bi")
 
 
-def load_or_skip(load, name):
-    loaded = load(name)
-    if loaded[0] not in FAMILIES:
-        pytest.skip(f"{loaded[0]} is not there")
-    return loaded
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_published_classifier_is_our_model(load, name, tmp_path):
-    family, config, state, (images,), y, _ = load_or_skip(load, name)
+    family, config, state, (images,), y, _ = load(name)
     model = from_reference(family, config, state)
     assert type(model) is SubquadForImageClassification
     model.save_pretrained(tmp_path)
@@ -60,6 +54,80 @@ def test_sizes_of_the_published_models(preset, prenorm):
     assert all(p.requires_grad == (".decay" not in name) for name, p in model.named_parameters())
     grids = {module.grid for module in model.modules() if isinstance(module, GTU2D)}
     assert grids == {(224 // patch, 224 // patch)}
+
+
+# Patches, options, width and parameters, frozen reflections included.
+TRANSNORMER = {
+    "tiny": ({}, 192, 5_701_288),
+    "tiny, no LRPE": ({"use_lrpe": False}, 192, 5_700_712),
+    "tiny, GLU": ({"use_glu": True, "glu_dim": 512}, 192, 5_704_360),
+    "tiny, GLU, no positions": ({"use_glu": True, "glu_dim": 512, "use_pos": False}, 192, 5_666_536),
+    "tiny, GLU, patches of 7": ({"use_glu": True, "glu_dim": 512, "patch_size": 7}, 192, 5_744_104),
+    "tiny, GLU, overlap": ({"use_glu": True, "glu_dim": 512, "patch_type": "overlap"}, 192, 5_722_216),
+    "small, GLU": ({"use_glu": True, "glu_dim": 1024}, 384, 22_024_552),
+    "small, GLU, conv": ({"use_glu": True, "glu_dim": 1024, "patch_type": "conv", "num_heads": 12}, 384, 22_603_048),
+}
+
+
+@pytest.mark.parametrize("preset", TRANSNORMER)
+def test_sizes_of_the_published_transnormers(preset):
+    options, dim, count = TRANSNORMER[preset]
+    config = {"dim": dim, "depth": 12, "num_heads": 6, "mlp_dim": 4 * dim, "linear_act": "elu", **options}
+    with torch.device("meta"):
+        model = FAMILIES["transnormer.im_vit"]({}, **config).module
+    assert sum(p.numel() for p in model.parameters()) == count
+    windows = [isinstance(block.token_mixer, WindowAttention) for block in model.model.layers]
+    assert windows == [True] * 6 + [False] * 6
+
+
+def test_zeros_that_fill_a_window_take_part_in_the_softmax():
+    """A grid of 2 × 2 in one window of 3 × 3: five more keys of score 0 and value 0."""
+    torch.manual_seed(0)
+    mixer = WindowAttention(4, window=3, num_heads=1, kernel="softmax", positions=None).double()
+    mixer.grid = (2, 2)
+    x = torch.randn(1, 4, 4, dtype=torch.float64)
+    q, k, v = mixer.q_proj(x), mixer.k_proj(x), mixer.v_proj(x)
+    weights = (q @ k.mT / 2).exp()
+    expected = mixer.output_proj((weights / (weights.sum(-1, keepdim=True) + 5)) @ v)
+    assert_close(mixer(x)[0], expected)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_windows_are_squares_of_the_grid(softmax):
+    """What is in one window changes nothing in another; grids need not be square."""
+    options = {"kernel": "softmax"} if softmax else {"kernel": "relu"}
+    mixer = WindowAttention(8, window=2, num_heads=2, **options).double()
+    mixer.grid = (3, 4)
+    x = torch.randn(1, 12, 8, dtype=torch.float64)
+    y = mixer(x)[0].unflatten(1, (3, 4))
+    x[:, 4 * 1 + 2] += 1
+    changed = (mixer(x)[0].unflatten(1, (3, 4)) - y).abs().amax((0, -1)) > 1e-9
+    expected = torch.zeros(3, 4, dtype=torch.bool)
+    expected[:2, 2:] = True
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type_list": [1]}, "must be 2 times 1 or 2"),
+        ({"patch_type": "linear"}, "unknown patch embedding 'linear'"),
+        ({"num_heads": 5}, "must divide the 12 features"),
+        ({"glu_acts": "silu"}, "Did you mean 'glu_act'"),
+    ],
+)
+def test_errors_of_transnormers(load, changes, message):
+    family, config, state, _, _, _ = load("transnormer-im_vit-t2-glu")
+    with pytest.raises(ValueError, match=message):
+        from_reference(family, {**config, **changes}, state)
+
+
+def test_a_published_transnormer_is_not_saved(load, tmp_path):
+    family, config, state, _, _, _ = load("transnormer-im_vit-t2-glu")
+    model = from_reference(family, config, state)
+    assert isinstance(model, SubquadForImageClassification)
+    with pytest.raises(ValueError, match="the sum of row and column as position"):
+        model.save_pretrained(tmp_path)
 
 
 def test_what_the_published_code_ignores_is_ignored(load):
@@ -136,24 +204,3 @@ def test_unknown_patches():
     assert vit.grid(vit.patches("overlap", 16), 224) == (17, 17)
     assert vit.grid(vit.patches("conv", 16), 224) == (14, 14)
     assert vit.grid(vit.patches("mlp", [2, 3]), [8, 12]) == (4, 4)
-
-
-def test_parts_of_its_own_are_not_saved(tmp_path):
-    def change(model):
-        model.classifier.output_proj.bias.data += 1
-
-    conversion = vit.image_classifier(
-        {},
-        [],
-        image_size=8,
-        patch_embedding=vit.patches("mlp", 4),
-        hidden_size=8,
-        num_hidden_layers=1,
-        mixers=[{"type": "softmax"}],
-        channel_mixer={"type": "ffn", "hidden_size": 8},
-        prenorm=True,
-        num_classes=2,
-        parts={"another bias": change},
-    )
-    with pytest.raises(ValueError, match="another bias, which no `SubquadConfig` describes"):
-        conversion.module.save_pretrained(tmp_path)
