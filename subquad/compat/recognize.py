@@ -211,6 +211,7 @@ def _fairseq(tensors: Tensors, config: Config, side: str) -> Config:
         return facts | {"vocab_size": sum(rows)}
     facts["vocab_size"], input_dim = _shape(tensors, f"{prefix}embed_tokens.weight")
     if side == "encoder":
+        config.setdefault("no_token_positional_embeddings", positions not in tensors)
         return facts
     facts["decoder_input_dim"] = input_dim
     if not config.get("adaptive_softmax_cutoff"):
@@ -299,11 +300,31 @@ def _hgrn(tensors: Tensors, config: Config) -> Config:
 
 
 def _transnormer(tensors: Tensors, config: Config, side: str) -> Config:
-    """TransNormer: the width of a head is that of its position vectors."""
+    """TransNormer: positions of the heads, and the GLU's width where it is not the usual 8/3."""
+    layer = f"{_PREFIXES[side]}layers.0."
     facts = _masked(tensors, config) if side == "encoder" else _fairseq(tensors, config, side)
-    positions = f"{_PREFIXES[side]}layers.0.self_attn.urpe.v"
-    if positions in tensors:
-        facts[f"{side}_attention_heads"] = facts[f"{side}_embed_dim"] // _shape(tensors, positions, 1)[0]
+    dim = facts[f"{side}_embed_dim"]
+    angles, reflection = f"{layer}self_attn.urpe.theta", f"{layer}self_attn.urpe.v"
+    if reflection in tensors:
+        facts[f"{side}_attention_heads"] = dim // _shape(tensors, reflection, 1)[0]
+    config.setdefault(f"{side}_use_urpe", angles in tensors or reflection in tensors)
+    config.setdefault(f"{side}_core_matrix", 1)
+    config.setdefault(f"{side}_p_matrix", 3 if reflection in tensors else 1)
+    config.setdefault(f"{side}_theta_learned", angles in tensors)
+    config.setdefault("use_glu", f"{layer}glu.l1.weight" in tensors)
+    if f"{layer}glu.l1.weight" in tensors:
+        hidden = _shape(tensors, f"{layer}glu.l1.weight")[0]
+        if config.get("multiple") or hidden != int(dim * 8 / 3):
+            facts["multiple"] = _ratio(config.get("multiple"), hidden, dim)
+    norms = {
+        "attn_type": r"\.self_attn_layer_norm\.",
+        "norm_type": r"\.self_attn\.layer_norm\.",
+        "local_norm_type": r"\.self_attn\.(gated_rms_)?norm\.",
+        "final_layernorm": r"^decoder\.layer_norm\.",
+    }
+    for option, pattern in norms.items():
+        if not any(re.search(pattern, name) for name in tensors):
+            config.setdefault(option, "simplermsnorm")
     return facts
 
 
@@ -445,7 +466,7 @@ _PATCHES = r"^to_patch_embedding\."
 _FRAME = {"decoder_normalize_before": True}
 _UNIT = {"act_fun": "silu", "norm_type": "simplermsnorm", "glu_act": "silu"}
 _ENCODER_NETWORK = {"rpe_act": "relu"}
-_TRANSNORMER = {"linear_act_fun": "elu", "use_softmax": False, "glu_act": "swish", "norm_type": "simplermsnorm"}
+_TRANSNORMER = {"linear_act_fun": "elu", "use_softmax": False, "glu_act": "swish"}
 _PIPELINE = {"encoder": "[…]", "decoder": "{…}", "model.layer": "[…]"}
 
 ENTRIES = [

@@ -154,7 +154,8 @@ TOLD_BY_TENSORS = {
         "bias",
     ),
     *("share_decoder_input_output_embed", "layernorm_embedding", "expand_ratio", "use_decay", "rpe_embedding"),
-    *("rpe_layers", "attn_type", "final_layernorm", "rank", "bias"),
+    *("rpe_layers", "attn_type", "norm_type", "local_norm_type", "final_layernorm", "rank", "bias", "use_glu"),
+    *("decoder_use_urpe", "decoder_core_matrix", "decoder_p_matrix", "decoder_theta_learned"),
 }
 
 
