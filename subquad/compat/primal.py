@@ -41,33 +41,6 @@ class PublishedPrimalAttention(PrimalAttention):
         return objective
 
 
-class PublishedLayer(nn.Module):
-    """A Primal-Attention, or a block around one, called as published: without a state, and with the objective's term.
-
-    Args:
-        module: The mixer or the block.
-        time_first: Whether the layout is (length, batch, dim).
-        reduction: From the objectives (batch,) of the layers to the term.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        time_first: bool = False,
-        reduction: Callable[[list[Tensor]], Tensor] | None = None,
-    ):
-        super().__init__()
-        self.module = module
-        self.time_first = time_first
-        self.reduction = reduction or mean_square
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """`y`, layout of `x`, and `ksvd`; `mask` (batch, length) is 1 for real tokens."""
-        x = x.transpose(0, 1) if self.time_first else x
-        y = self.module(x, mask=None if mask is None else mask.bool())[0]
-        return {"y": y.transpose(0, 1) if self.time_first else y, "ksvd": self.reduction(take_objectives(self))}
-
-
 def take_objectives(module: nn.Module) -> list[Tensor]:
     """J of each row of the last call, (batch,) from each Primal-Attention in `module`."""
     return [m.take_objective() for m in module.modules() if isinstance(m, PublishedPrimalAttention)]
@@ -81,6 +54,33 @@ def mean_square(objectives: list[Tensor]) -> Tensor:
 def square_of_mean(objectives: list[Tensor]) -> Tensor:
     """Square of the batch's mean J, the mean over layers, from the objectives (batch,) of each layer."""
     return torch.stack([objective.mean() for objective in objectives]).square().mean()
+
+
+class PublishedLayer(nn.Module):
+    """A Primal-Attention, or a block around one, called as published: without a state, and with the objective's term.
+
+    Args:
+        module: The mixer or the block.
+        time_first: Whether the layout is (length, batch, dim).
+        reduction: From the objectives (batch,) of the layers to the term.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        time_first: bool = False,
+        reduction: Callable[[list[Tensor]], Tensor] = mean_square,
+    ):
+        super().__init__()
+        self.module = module
+        self.time_first = time_first
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """`y`, layout of `x`, and `ksvd`; `mask` (batch, length) is 1 for real tokens."""
+        x = x.transpose(0, 1) if self.time_first else x
+        y = self.module(x, mask=None if mask is None else mask.bool())[0]
+        return {"y": y.transpose(0, 1) if self.time_first else y, "ksvd": self.reduction(take_objectives(self))}
 
 
 def blocks(

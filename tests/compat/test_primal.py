@@ -189,6 +189,44 @@ def test_patches_are_averaged_before_the_norm(load):
     assert_close(model(image)["y"], F.linear(features, state["head.weight"], state["head.bias"]))
 
 
+LRA = {
+    "embedding_dim": 64,
+    "transformer_dim": 64,
+    "transformer_hidden_dim": 128,
+    "num_layers": 2,
+    "num_head": 2,
+    "head_dim": 32,
+    "trace_no_x": True,
+}
+LISTOPS = {**LRA, "vocab_size": 32, "num_classes": 10, "max_seq_len": 2048}
+LM = {
+    "decoder_embed_dim": 512,
+    "decoder_ffn_embed_dim": 2048,
+    "decoder_layers": 6,
+    "decoder_attention_heads": 8,
+    "share_decoder_input_output_embed": True,
+}
+RETRIEVAL = {**LRA, "vocab_size": 512, "num_classes": 2, "max_seq_len": 4096, "model_class": "ModelForSCDual"}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "count"),
+    [
+        ("primal.lra_former", {**LISTOPS, "attn_type": "softmax"}, 209_802),
+        ("primal.lra_former", {**LISTOPS, "low_rank": 20}, 236_186),
+        ("primal.lra_trans", {**LISTOPS, "low_rank": 30}, 243_654),
+        ("primal.lra_former", {**RETRIEVAL, "low_rank": 30}, 462_842),
+        ("primal.lra_trans", {**RETRIEVAL, "low_rank": 20}, 408_330),
+        ("primal.fairseq_lm", {**LM, "vocab_size": 64}, 18_719_280),
+        ("primal.cv_vit", {"embed_dim": 384, "num_heads": 6, "low_rank": 96}, 22_142_696),
+    ],
+)
+def test_published_sizes(family, config, count):
+    with torch.device("meta"):
+        module = FAMILIES[family]({}, **config).module
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
