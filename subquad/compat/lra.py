@@ -240,7 +240,7 @@ class Backbone(nn.Module):
 class Positions(nn.Module):
     """A table of positions added to (batch, length, dim), and dropout."""
 
-    def __init__(self, dim: int, dropout: float = 0.1, max_len: int = 16384):
+    def __init__(self, dim: int, *, dropout: float = 0.1, max_len: int = 16384):
         super().__init__()
         self.pe: Tensor
         self.register_buffer("pe", torch.empty(max_len, dim))
@@ -419,7 +419,10 @@ def _described(entry: Any) -> tuple[str, dict[str, Any]]:
 def _encoder(entry: Any, dataset: Mapping[str, Any], dim: int) -> nn.Module:
     name, options = _described(entry)
     if name == "position":
+        check_options("encoder 'position'", Positions, options)
         return Positions(dim, **options)
+    if options:
+        raise ValueError(f"the encoder {name!r} has no options: its sizes are those of the data set, got {options}")
     if name == "id":
         return nn.Identity()
     sizes = {"embedding": "n_tokens", "linear": "d_input"}

@@ -369,6 +369,7 @@ def im_vit(
     image_size: int | list[int] = 224,
     patch_size: int | list[int] = 16,
     patch_type: str = "mlp",
+    stride: int | list[int] = 14,
     channels: int = 3,
     num_classes: int = 1000,
     norm_type: str = "simplermsnorm",
@@ -385,7 +386,7 @@ def im_vit(
     drop_path_rate: float = 0.0,
 ) -> Conversion:
     """An image classifier; the published code ignores `drop_path_rate`."""
-    patches = vit.patches(patch_type, patch_size)
+    patches = vit.patches(patch_type, patch_size, stride)
     grid = vit.grid(patches, image_size)
     kinds = type_list or [1] * (depth // 2) + [2] * (depth - depth // 2)
     if len(kinds) != depth or not set(kinds) <= {1, 2}:

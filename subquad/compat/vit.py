@@ -17,8 +17,6 @@ from subquad.registry import unknown_name
 
 Size = int | Sequence[int]
 
-PATCH_TYPES = {"mlp": "linear", "overlap": "overlap", "conv": "conv"}
-
 NAMES: Rules = [
     (r"^model\.embed_inputs\.proj\.", "to_patch_embedding.1."),
     (r"^model\.embed_inputs\.stem\.(weight|bias)$", r"to_patch_embedding.proj.\1"),
@@ -46,16 +44,20 @@ class PublishedForImageClassification(Published, SubquadForImageClassification):
     """A published image classifier with parts of its own."""
 
 
-def patches(patch_type: str, patch_size: Size) -> dict[str, Any]:
-    """Our patch embedding for the published "mlp", "overlap" or "conv".
+def patches(patch_type: str, patch_size: Size, stride: Size = 14) -> dict[str, Any]:
+    """Our patch embedding for the published "mlp", "overlap" (which alone has a stride of its own) or "conv".
 
     Raises:
         ValueError: If the type is unknown.
     """
-    if patch_type not in PATCH_TYPES:
-        raise ValueError(unknown_name("patch embedding", patch_type, PATCH_TYPES))
-    config: dict[str, Any] = {"type": PATCH_TYPES[patch_type]}
-    return config if patch_type == "conv" else {**config, "patch_size": _size(patch_size)}
+    embeddings = {
+        "mlp": {"type": "linear", "patch_size": _size(patch_size)},
+        "overlap": {"type": "overlap", "patch_size": _size(patch_size), "stride": _size(stride)},
+        "conv": {"type": "conv"},
+    }
+    if patch_type not in embeddings:
+        raise ValueError(unknown_name("patch embedding", patch_type, embeddings))
+    return embeddings[patch_type]
 
 
 def grid(patch_embedding: dict[str, Any], image_size: Size) -> tuple[int, int]:

@@ -394,6 +394,8 @@ class TestModel:
             ({"model__layer": [{"_name_": "s4"}, {"_name_": "glu"}]}, "unknown layer of a TNN 's4'"),
             ({"encoder": ["linear"]}, "needs `d_input` in `dataset`"),
             ({"encoder": ["conv"]}, "unknown encoder"),
+            ({"encoder": [{"_name_": "position", "drop": 0.1}]}, "Did you mean 'dropout'"),
+            ({"encoder": [{"_name_": "embedding", "n_tokens": 3}]}, "has no options"),
             ({"decoder": {"_name_": "token"}}, "unknown head"),
             ({"decoder": {"_name_": "sequence", "mode": "mean"}}, "unknown pooling 'mean'"),
             ({"decoder": {"_name_": "sequence", "nli": True}}, "unknown option of head 'sequence'"),
