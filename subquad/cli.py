@@ -210,7 +210,7 @@ def compare(
     page = compare(runs, output, measure=measure, progress=lambda text: typer.echo(text, err=True))
     with page.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
         results = list(csv.DictReader(file))
-    figures = [key for key in results[0] if key not in ("run", "folder", "vocabulary", "data_fingerprint")]
+    figures = [key for key in results[0] if key not in ("run", "folder", "task", "vocabulary", "data_fingerprint")]
     rows = [[key, *(_figure(result[key]) for result in results)] for key in figures]
     _print_table(["", *(result["run"] for result in results)], rows)
     typer.echo(page)

@@ -18,13 +18,15 @@ from string import Template
 from typing import Any
 
 from subquad._version import __version__
-from subquad.data import DataError
+from subquad.data import DataError, build_masking
 from subquad.evaluation.charts import Axis, Point, Series, bar_chart, line_chart, swatch
 from subquad.evaluation.efficiency import Efficiency, measure_run
 from subquad.evaluation.files import written
 from subquad.evaluation.runs import Run
 
 MISSING = "–"
+# What a perplexity is taken over, by task.
+SCORED = {"causal-lm": "token", "masked-lm": "masked token"}
 # A loss curve is drawn with at most so many points, each the mean of its stretch.
 CURVE_POINTS = 240
 
@@ -98,6 +100,10 @@ class _Entry:
         return f'<span class="name">{swatch(self.colour)}{escape(self.name)}</span>'
 
     @property
+    def task(self) -> str:
+        return self.run.task
+
+    @property
     def vocabulary(self) -> str | None:
         return _text(self.run.metrics.get("vocabulary"))
 
@@ -106,6 +112,11 @@ class _Entry:
         """Tells texts apart; unlike the fingerprint of the data, a size in bytes is that of any vocabulary."""
         size = self.metric("bytes")
         return self.run.data_fingerprint if size is None else f"{self.split} of {size} bytes"
+
+    @property
+    def masking(self) -> str | None:
+        """How tokens were masked that its perplexity is of."""
+        return repr(build_masking(self.run.masking)) if self.task == "masked-lm" else None
 
     @property
     def extrapolated_on(self) -> str | None:
@@ -185,7 +196,9 @@ class _Report:
 
     def __post_init__(self) -> None:
         self.vocabularies = _distinct(entry.vocabulary for entry in self.entries)
-        self.texts = _distinct(entry.evaluated_on for entry in self.entries)
+        self.tasks = _distinct(entry.task for entry in self.entries)
+        self.maskings = _distinct(entry.masking for entry in self.entries)
+        self.texts = max((_distinct(e.evaluated_on for e in self._of(task)) for task in self.tasks), key=len)
         self.measured = self.entries[0].efficiency is not None
         # Of texts in different tokens only bits per byte can be compared; of different texts nothing.
         self.quality = "perplexity" if len(self.vocabularies) < 2 else "bits_per_byte"
@@ -198,11 +211,17 @@ class _Report:
         same_tokens = same_data and len(self.vocabularies) < 2
         per_token, per_byte = "min" if same_tokens else None, "min" if same_data else None
         bits = None if same_tokens else "Fewest bits per byte"
-        columns = [
-            _recorded("perplexity", "Perplexity", "per token", _decimals, per_token, "Lowest perplexity"),
-            _recorded("word_perplexity", "Perplexity", "per word", _decimals, per_byte),
-            _recorded("bits_per_byte", "Bits per byte", "", "{:.3f}".format, per_byte, bits),
-        ]
+        columns = []
+        if "causal-lm" in self.tasks:
+            columns += [
+                self._perplexity("perplexity", "causal-lm", per_token, "Lowest perplexity"),
+                _recorded("word_perplexity", "Perplexity", "per word", _decimals, per_byte),
+                _recorded("bits_per_byte", "Bits per byte", "", "{:.3f}".format, per_byte, bits),
+            ]
+        if "masked-lm" in self.tasks:
+            per_masked = per_token if len(self.maskings) < 2 else None
+            fact = "Lowest perplexity of masked tokens"
+            columns.append(self._perplexity("masked_perplexity", "masked-lm", per_masked, fact))
         if self.longest is not None:
             name, unit = ("Perplexity", "per token") if self.quality == "perplexity" else ("Bits per byte", "")
             columns.append(
@@ -241,6 +260,19 @@ class _Report:
         ]
         return columns
 
+    def _of(self, task: str) -> list[_Entry]:
+        return [entry for entry in self.entries if entry.task == task]
+
+    def _perplexity(self, key: str, task: str, best: str | None, fact: str) -> _Column:
+        """Perplexity in the runs of one task; that of another is another quantity."""
+        if len(self._of(task)) == 1 < len(self.entries):
+            best = None  # there is nothing to compare it with
+
+        def value(entry: _Entry) -> float | None:
+            return entry.metric("perplexity") if entry.task == task else None
+
+        return _Column(key, "Perplexity", f"per {SCORED[task]}", value, _decimals, best, fact)
+
     # The table for programs
 
     def csv(self) -> str:
@@ -254,13 +286,13 @@ class _Report:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(
-            ["run", "folder", "vocabulary", "data_fingerprint", "training_length"]
+            ["run", "folder", "task", "vocabulary", "data_fingerprint", "training_length"]
             + [column.key for column in scalars]
             + [f"{name}_at_{x:.0f}" for name, x in places]
         )
         for e in self.entries:
             writer.writerow(
-                [e.name, e.run.folder, e.vocabulary, e.run.data_fingerprint, e.training_length]
+                [e.name, e.run.folder, e.task, e.vocabulary, e.run.data_fingerprint, e.training_length]
                 + [column.value(e) for column in scalars]
                 + [dict(curves[name](e)).get(x) for name, x in places]
             )
@@ -300,6 +332,13 @@ class _Report:
 
     def _notes(self) -> str:
         notes = []
+        if len(self.tasks) > 1:
+            notes.append(
+                f"<b>Different tasks</b> ({', '.join(map(escape, self.tasks))}). "
+                "Their losses are of different things and cannot be compared: best values are those of one task."
+            )
+        if len(self.maskings) > 1:
+            notes.append("<b>Different masking.</b> Perplexities of masked tokens cannot be compared.")
         if len(self.texts) > 1:
             notes.append(
                 "<b>Different data.</b> The runs were not evaluated on the same text: their losses cannot be compared."
@@ -376,7 +415,8 @@ class _Report:
     # Figures
 
     def _figures(self) -> str:
-        figures = [self._loss("step"), self._loss("time"), self._extrapolation(), self._generation(), *self._bars()]
+        losses = [self._loss(against, task) for task in self.tasks for against in ("step", "time")]
+        figures = [*losses, self._extrapolation(), self._generation(), *self._bars()]
         return "\n".join(figure for figure in figures if figure)
 
     def _figure(self, title: str, chart: str, caption: str, drawn: Sequence[_Entry] = ()) -> str:
@@ -384,23 +424,24 @@ class _Report:
         legend = f'<ul class="legend">{legend}</ul>' if legend else '<div class="legend"></div>'
         return f"<figure><h3>{escape(title)}</h3>{legend}{chart}<figcaption>{escape(caption)}</figcaption></figure>"
 
-    def _loss(self, against: str) -> str:
-        drawn = [e for e in self.entries if e.curve(against, "eval_loss")]
+    def _loss(self, against: str, task: str) -> str:
+        drawn = [e for e in self._of(task) if e.curve(against, "eval_loss")]
         if not drawn:
             return ""
         series = [Series(e.name, e.colour, e.curve(against, "eval_loss")) for e in drawn]
         series += [Series(e.name, e.colour, e.curve(against, "loss"), is_background=True) for e in drawn]
-        loss = Axis("loss (nats per token)", "{:.4g}".format)
+        loss = Axis(f"loss (nats per {SCORED[task]})" if task in SCORED else "loss (nats)", "{:.4g}".format)
+        of_task = f" ({task})" if len(self.tasks) > 1 else ""
         if against == "step":
             return self._figure(
-                "Loss while training",
+                f"Loss while training{of_task}",
                 line_chart(series, Axis("step", _whole), loss),
                 "Lower is better. Thick: validation loss; thin: training loss.",
                 drawn,
             )
         series = [Series(s.name, s.colour, [(x / 60, y) for x, y in s.points], s.is_background) for s in series]
         return self._figure(
-            "Loss against time",
+            f"Loss against time{of_task}",
             line_chart(series, Axis("minutes of training", "{:.4g}".format), loss),
             "The curve furthest to the left reaches a loss first; times are those of the training machine.",
             drawn,
@@ -475,7 +516,8 @@ class _Report:
     def _runs(self) -> str:
         cards = []
         for entry in self.entries:
-            rows = [("folder", str(entry.run.folder)), ("vocabulary", entry.vocabulary), *entry.run.provenance()]
+            about = [("folder", str(entry.run.folder)), ("task", entry.task), ("vocabulary", entry.vocabulary)]
+            rows = [*about, *entry.run.provenance()]
             terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(str(value))}</dd>" for term, value in rows if value)
             cards.append(f"<figure><h3>{entry.label}</h3><dl>{terms}</dl></figure>")
         return "\n".join(cards)

@@ -178,6 +178,49 @@ def test_different_data_are_said_and_nothing_is_best(runs, measured, tmp_path):
     assert "Fastest training" in text
 
 
+def make_masked(run):
+    """As if the run had been of masked tokens."""
+    content = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(content | {"architectures": ["SubquadForMaskedLM"]}))
+    edit(run, "metrics.json", bits_per_byte=None, bytes=None, words=None)
+    (run / "extrapolation.json").unlink()
+
+
+def test_perplexities_of_different_tasks_are_never_ranked_together(runs, measured, tmp_path):
+    make_masked(runs[0])
+    page = compare(runs, tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    seen = Page(text).text
+    assert "Different tasks" in text
+    assert "per masked token" in seen
+    assert "Loss while training (masked-lm)" in seen
+    assert "Loss while training (causal-lm)" in seen
+    assert "Lowest perplexity of masked tokens" not in text  # there is one run of the task
+    rows = list(csv.DictReader(page.with_suffix(".csv").read_text().splitlines()))
+    assert [row["task"] for row in rows] == ["masked-lm", "causal-lm", "causal-lm"]
+    assert [bool(row["perplexity"]) for row in rows] == [False, True, True]
+    assert [bool(row["masked_perplexity"]) for row in rows] == [True, False, False]
+    # The masked run has the lowest number; the best perplexity is that of the causal run below it.
+    best = re.findall(r"Lowest perplexity</div><div class=\"figure\">([0-9.]+)", text)
+    assert best == [f"{float(rows[1]['perplexity']):.2f}"]
+
+
+def test_masked_runs_are_ranked_where_the_masking_is_the_same(runs, measured, tmp_path):
+    for run in runs:
+        make_masked(run)
+    text = compare(runs, tmp_path / "out").read_text(encoding="utf-8")
+    assert "Lowest perplexity of masked tokens" in text
+    assert "per byte" not in text
+    assert "Different" not in text
+    recipe = runs[0] / "recipe.yaml"
+    plain = recipe.read_text()
+    for masking, is_other in (("{type: fairseq, probability: 0.15}", False), ("{type: bernoulli}", True)):
+        recipe.write_text(plain.replace("data:", f"data:\n  masking: {masking}"))
+        text = compare(runs, tmp_path / "out").read_text(encoding="utf-8")
+        assert ("Different masking" in text) == is_other
+        assert ("Lowest perplexity of masked tokens" in text) != is_other
+
+
 def test_files_of_other_forms_are_missing_values(runs, measured, tmp_path):
     edit(runs[0], "metrics.json", vocabulary=5, perplexity="low", parameters=True)
     edit(runs[0], "extrapolation.json", results=[3, {"length": "long"}])
