@@ -69,7 +69,7 @@ class Masking:
         fate = rng.random(len(chosen))
         replacements = np.full_like(originals, self.mask_id)
         is_random, is_unchanged = fate < self.random, fate >= 1 - self.unchanged
-        replacements[is_random] = rng.choice(self.random_ids, is_random.sum())
+        replacements[is_random] = self.random_ids[rng.integers(len(self.random_ids), size=is_random.sum())]
         replacements[is_unchanged] = originals[is_unchanged]
         inputs, labels = tokens.copy(), np.full_like(tokens, IGNORED)
         inputs[chosen], labels[chosen] = replacements, originals
