@@ -177,7 +177,7 @@ def _count(tensors: Tensors, prefix: str) -> int:
 
 def _ratio(said: Any, width: int, dim: int, unit: int = 1) -> float:
     """The factor between two widths: what is said where it gives this width, which is rounded down."""
-    if isinstance(said, int | float) and math.isfinite(said) and int(said * dim) // unit * unit == width:
+    if isinstance(said, int | float) and 0 < said <= width and int(said * dim) // unit * unit == width:
         return said
     return math.nextafter(width / dim, math.inf) if int(width / dim * dim) != width else width / dim
 
@@ -198,7 +198,8 @@ def _fairseq(tensors: Tensors, config: Config, side: str) -> Config:
     facts = {f"{side}_layers": _count(tensors, f"{prefix}layers."), f"{side}_embed_dim": dim}
     if not is_glu:
         facts[f"{side}_ffn_embed_dim"] = hidden
-    config.setdefault("padding_idx", 1)
+    if not isinstance(config.setdefault("padding_idx", 1), int):
+        raise DataError(f"padding_idx must be a row of the embedding, got {config['padding_idx']!r}")
     config.setdefault("layernorm_embedding", f"{prefix}layernorm_embedding.weight" in tensors)
     if f"{prefix}layer_norm.weight" in tensors:
         config.setdefault(f"{side}_normalize_before", True)
@@ -278,10 +279,16 @@ def _ski(tensors: Tensors, config: Config, side: str) -> Config:
     operator = f"{_PREFIXES[side]}layers.0.self_attn.gtu.toep."
     facts = _gtu(tensors, config, side)
     if f"{operator}conv_kernel" in tensors:
+        taps, said = _shape(tensors, f"{operator}conv_kernel")[1], config.get("nk")
+        # Lags on both sides of 0, or that half of them which a causal operator has; an even number is one less.
+        num_taps = taps if side == "encoder" else 2 * taps - 1
+        facts["nk"] = said if isinstance(said, int) and said + 1 - said % 2 == num_taps else num_taps
         inverse_time = f"{operator}alphas" in tensors
         config.setdefault("tno_type", "skitno_inv_time" if inverse_time else "skitno")
         if inverse_time:
             facts["rank"] = _shape(tensors, f"{operator}alphas", 4)[-1]
+        elif f"{operator}inducing" in tensors:
+            facts["rank"] = _shape(tensors, f"{operator}inducing", 1)[0]
     elif f"{operator}dc" in tensors:
         config.setdefault("tno_type", "tno_fd_norpe")
     return facts

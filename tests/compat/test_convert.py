@@ -383,6 +383,8 @@ class TestVocabulary:
         result = call("generate", run, *options)
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith("The lamp")
+        result = call("extrapolate", run, "--lengths", "4,8", "--data", text)
+        assert result.exit_code == 0, result.output
         result = call("compare", run, "--output", tmp_path / "page", "--no-measure")
         assert result.exit_code == 0, result.output
         assert "checkpoint_best.pt" in (tmp_path / "page" / "comparison.html").read_text()
@@ -557,7 +559,7 @@ class TestWhatIsRefused:
     @given(data=st.data())
     def test_arguments_of_any_kind(self, load, tmp_path_factory, data):
         """A file may say anything: a model or one clear error comes of it, and every other error fails the test."""
-        _, config, state, _ = load(data.draw(st.sampled_from(LANGUAGE_MODELS[:1] + LANGUAGE_MODELS[4:5])))
+        _, config, state, _ = load(data.draw(st.sampled_from(LANGUAGE_MODELS + MASKED_LANGUAGE_MODELS)))
         changed = {
             key: data.draw(st.sampled_from([None, True, -1, 0, 1 << 60, 0.5, math.inf, "", "gelu", [3], {"a": 1}]))
             for key in data.draw(st.lists(st.sampled_from(sorted(config)), max_size=3))
@@ -567,14 +569,29 @@ class TestWhatIsRefused:
             convert(path, path.parent / "run")
 
 
+MASKED_LANGUAGE_MODELS = [
+    "tnn-fairseq_roberta-v2",
+    "tnn-fairseq_roberta-v2-prenorm-untied",
+    "transnormer-fairseq_roberta-t1",
+    "transnormer-fairseq_roberta-t2",
+    "ski-fairseq_roberta-tno_fd-pad",
+    "ski-fairseq_roberta-ski_inv_time",
+]
+
+
 class TestMaskedLanguageModels:
-    @pytest.mark.parametrize(
-        "name",
-        [
-            *("tnn-fairseq_roberta-v2", "tnn-fairseq_roberta-v2-prenorm-untied", "transnormer-fairseq_roberta-t1"),
-            *("transnormer-fairseq_roberta-t2", "ski-fairseq_roberta-tno_fd-pad"),
-        ],
-    )
+    @pytest.mark.parametrize("name", MASKED_LANGUAGE_MODELS)
+    def test_tensors_tell_sizes_and_parts(self, load, name):
+        family, config, state, tokens = load(name)
+        told = {key.replace("decoder", "encoder") for key in TOLD_BY_TENSORS}
+        told |= {"max_positions", "no_token_positional_embeddings", "untie_weights_roberta", "nk"}
+        given = {key: value for key, value in config.items() if key not in told}
+        published = next(entry.published for entry in ENTRIES if entry.family == family)
+        found = recognize(state, {}, published | given, family)
+        expected = from_reference(family, config, state)
+        assert_close(from_reference(family, found.config, state)(tokens).logits, expected(tokens).logits)
+
+    @pytest.mark.parametrize("name", MASKED_LANGUAGE_MODELS)
     def test_the_run_folder_holds_the_model(self, load, tmp_path, name):
         family, config, state, _ = load(name)
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
