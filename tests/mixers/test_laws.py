@@ -174,8 +174,8 @@ def test_grids_compile_and_export(config, causal):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown mixer 'hgrn'\. Did you mean 'hgru'\?"):
-        build_mixer({"type": "hgrn"}, 16)
+    with pytest.raises(ValueError, match=r"unknown mixer 'softmx'\. Did you mean 'softmax'\?"):
+        build_mixer({"type": "softmx"}, 16)
     with pytest.raises(ValueError, match=r"option of mixer 'tno' 'expand_ration'\. Did you mean 'expand_ratio'"):
         build_mixer({"type": "tno", "expand_ration": 3}, 16)
     with pytest.raises(ValueError, match="causal"):

@@ -234,7 +234,7 @@ def test_learned_positions_end():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mixers": [{"type": "hgrn"}]}, "unknown mixer 'hgrn'. Did you mean 'hgru'"),
+        ({"mixers": [{"type": "softmx"}]}, "unknown mixer 'softmx'. Did you mean 'softmax'"),
         ({"mixers": [{"type": "tno"}] * 3, "num_hidden_layers": 4}, "one entry for each of the 4 layers"),
         ({"hiden_size": 8}, "unknown model option 'hiden_size'. Did you mean 'hidden_size'"),
         ({"norm": "layer_norm"}, "unknown norm 'layer_norm'. Did you mean 'layernorm'"),
