@@ -2,14 +2,16 @@
 
 The baseline is our own re-statement of the published layer, since the published distributions of `tnn-pytorch` hold no
 code: it evaluates the encoder at 0 and at the positive lags, transforms the padded tensors along the strided time axis,
-and leaves the gradient to autograd. Both models hold the same weights; before anything is timed their gradients are
-compared.
+and leaves the gradient to autograd. What stands around the layers is PyTorch as it comes there, logits and
+`cross_entropy` and `AdamW`, and in ours what our training uses. Both models hold the same weights; before anything is
+timed their gradients are compared.
 
     python benchmarks/tnn_training_step.py [--batch 4] [--length 512] [--repeats 7] [--json FILE]
 """
 
 import argparse
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,8 +73,8 @@ def published(model: SubquadForCausalLM) -> SubquadForCausalLM:
     return model
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> float:
-    loss = model(ids, labels=ids, use_cache=False).loss
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor, all_logits: bool) -> float:
+    loss = model(ids, labels=ids, use_cache=False, return_logits=all_logits).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -103,11 +105,11 @@ def main() -> None:
         raise SystemExit(f"the two formulations disagree: gradient error {error:.1e}; nothing was timed")
     del losses, gradients, first, second
 
-    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-5) for name, model in models.items()}
-    candidates = {
-        name: lambda model=model, optimizer=optimizers[name]: step(model, optimizer, ids)
-        for name, model in models.items()
-    }
+    candidates = {}
+    for name, model in models.items():
+        plain = model is not ours
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=None if plain else True)
+        candidates[name] = partial(step, model, optimizer, ids, plain)
     title = f"training step of the TNN language model, batch {args.batch} × {args.length}, vocabulary {args.vocab_size}"
     times = time_side_by_side(candidates, args.repeats)
     report(title, times, "subquad", args.json, gradient_error=f"{error:.1e}")

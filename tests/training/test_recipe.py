@@ -89,7 +89,9 @@ def test_shipped_recipes_are_valid_and_complete(name):
     while "extends" in content:
         content = yaml.safe_load(recipe_text(content["extends"]))
     assert set(content) == set(Recipe.__annotations__)
-    assert set(content["data"]) == set(DataRecipe.__annotations__) - ({"masking"} if content["task"] == "causal-lm" else set())
+    assert set(content["data"]) == set(DataRecipe.__annotations__) - (
+        {"masking"} if content["task"] == "causal-lm" else set()
+    )
     assert set(content["training"]) == set(TrainingRecipe.__annotations__)
     _check(load_recipe(name))
 
