@@ -220,8 +220,8 @@ def attention(
             if not softmax and act_fun in fairseq.FUNCTIONS:
                 changes[f"activation {act_fun!r}"] = _setter("activation", function)
     if positions is not None:
-        published = positions | ({"length": chunk_size} if kind == "diag_attention" else {})
-        ours = published_positions(embed_dim // num_heads, **published)
+        length = chunk_size if kind == "diag_attention" else None
+        ours = published_positions(embed_dim // num_heads, length=length, **positions)
         if ours.reflection is None and ours.theta is None and ours.theta_type == "a":
             options["positions"] = "rotary"
         elif ours.reflection is not None and ours.theta is not None and not ours.reflection.requires_grad:

@@ -19,7 +19,7 @@ def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     """
     wide = x if x.dtype == torch.float64 else x.float()
     angles = angles.to(wide.dtype)
-    pairs = wide[..., : 2 * angles.shape[-1]].contiguous().unflatten(-1, (-1, 2))
+    pairs = (wide[..., :-1] if wide.shape[-1] % 2 else wide).contiguous().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
         # Compilers fuse real arithmetic and have no complex one; without them complex numbers are far faster.
         first, second = pairs.unbind(-1)
@@ -40,7 +40,7 @@ def reflect(x: Tensor, direction: Tensor) -> Tensor:
     """
     wide = x if x.dtype == torch.float64 else x.float()
     direction = direction.to(wide.dtype)
-    return wide - 2 * (wide * direction).sum(-1, keepdim=True) * direction
+    return torch.addcmul(wide, (wide * direction).sum(-1, keepdim=True), direction, value=-2)
 
 
 class RotaryPositions(nn.Module):
