@@ -163,6 +163,25 @@ def test_a_masked_language_model_scores_the_hidden_tokens(training):
     nothing.backward()
 
 
+@pytest.mark.parametrize("name", ["masked-lm", "sequences", "pairs", "values"])
+def test_losses_of_mixers_are_added_in_training(name):
+    changes = {"mixers": [{"type": "softmax", "num_heads": 2}, {"type": "primal", "num_heads": 2, "rank": 2}]}
+    torch.manual_seed(5)
+    model = build(name, **changes, auxiliary_loss_weights={"ksvd": 0.5})
+    torch.manual_seed(5)
+    without = build(name, **changes).train()
+    inputs = example(model)
+    labels = inputs["labels"]
+    assert_close(model(**inputs).loss, without.eval()(**inputs).loss)
+    calls = []
+    model.train().model.register_forward_hook(lambda *call: calls.append(call[-1].auxiliary_losses["ksvd"]))
+    without.train()
+    assert_close(model(**inputs).loss, without(**inputs).loss + 0.5 * calls[-1])
+    count = (labels != -100).sum()
+    expected = without(**inputs, num_items_in_batch=10).loss + 0.5 * calls[-1] * count / 10
+    assert_close(model(**inputs, num_items_in_batch=10).loss, expected)
+
+
 def test_packed_sequences_are_separate():
     model = build("masked-lm")
     ids = tokens(1, 9)
