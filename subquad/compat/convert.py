@@ -82,7 +82,8 @@ def convert(
     _check_is_free(output)
     source = read_checkpoint(checkpoint)
     found = recognize(source.tensors, source.arguments, _given(config, overrides), family)
-    model = _build(source, found)
+    with quiet_transformers():
+        model = _build(source, found)
     vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
     output.parent.mkdir(parents=True, exist_ok=True)
     with written(output.resolve()) as folder:
