@@ -50,6 +50,8 @@ PLAIN = [
     "hgrn-fairseq_lm-project",
     "transformer-fairseq_lm-base-tied",
     "primal-fairseq_lm-base-tied",
+    "transnormer-fairseq_lm-t1",
+    "transnormer-fairseq_lm-t2-untied-w8",
 ]
 
 
