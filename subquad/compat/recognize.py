@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subquad.compat.fairseq import current_names
 from subquad.data import DataError
 from subquad.registry import unknown_name
 
@@ -52,6 +53,7 @@ def recognize(tensors: Tensors, stored: Config, given: Config | None = None, fam
         DataError: No family has these names or several have, options are missing (with the published values), or the
             configuration contradicts the shapes.
     """
+    tensors = _current(tensors)
     entry = _choose(tensors, stored | (given or {}), family)
     config = entry.stored(stored)
     for key, value in (given or {}).items():
@@ -131,6 +133,14 @@ def _choose(tensors: Tensors, arguments: Config, family: str | None) -> Entry:
         shown = ", ".join(sorted(tensors)[:5])
         raise DataError(f"not a published model that is known: no family has the names of its tensors ({shown}, …)")
     return fitting[0]
+
+
+def _current(tensors: Tensors) -> Tensors:
+    """Names of old fairseq versions as those of today."""
+    if any(name.startswith("decoder.sentence_encoder.") for name in tensors):
+        tensors = {re.sub(r"^decoder\.", "encoder.", name): tensor for name, tensor in tensors.items()}
+    tensors = {name.replace(".emb_layer_norm.", ".layernorm_embedding."): t for name, t in tensors.items()}
+    return current_names(tensors)
 
 
 def _get(config: Config, key: str) -> Any:
@@ -525,7 +535,7 @@ ENTRIES = [
     Entry(
         "transformer.fairseq_lm",
         "causal-lm",
-        has=(_DECODER + r"(q_proj|in_proj)", r"^decoder\.layers\.0\.fc1\."),
+        has=(_DECODER + r"q_proj\.", r"^decoder\.layers\.0\.fc1\."),
         lacks=r"\.self_attn\.(We$|urpe\.)",
         derive=lambda tensors, config: _fairseq(tensors, config, "decoder"),
         published={"decoder_attention_heads": 8, "decoder_normalize_before": False, "activation_fn": "relu"},

@@ -263,6 +263,22 @@ class TestFairseq:
         stored = {key: value for key, value in config.items() if key not in (*NOT_STORED, "model")}
         assert recognize(state, {**stored, "arch": arch}).config["model"] == model
 
+    def test_names_of_old_versions(self, load, tmp_path):
+        family, config, state, _ = load("transformer-fairseq_lm-base-tied")
+        config["share_decoder_input_output_embed"] = False
+        expected = from_reference(family, config, state)
+        old = {"decoder.embed_out": state.pop("decoder.output_projection.weight")}
+        for name, tensor in state.items():
+            if match := re.fullmatch(r"(.*self_attn\.)q_proj\.(weight|bias)", name):
+                parts = [state[f"{match[1]}{kind}_proj.{match[2]}"] for kind in "qkv"]
+                old[f"{match[1]}in_proj_{match[2]}"] = torch.cat(parts)
+            elif not re.search(r"\.[kv]_proj\.", name):
+                name = name.replace(".self_attn_layer_norm.", ".layer_norms.0.")
+                old[name.replace(".final_layer_norm.", ".layer_norms.2.")] = tensor
+        stored = {key: value for key, value in config.items() if key not in NOT_STORED}
+        made = convert(save_fairseq(tmp_path / "x.pt", old, stored, "old"), tmp_path / "run")
+        holds_the_same(Run(made.folder).load_model("cpu"), expected)
+
 
 class TestOtherFormats:
     def test_a_folder_of_flash_linear_attention(self, load, tmp_path):
@@ -605,6 +621,17 @@ class TestMaskedLanguageModels:
         assert made.family == family
         assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["task"] == "masked-lm"
         holds_the_same(AutoModelForMaskedLM.from_pretrained(tmp_path / "run", dtype=torch.float64), expected)
+
+    def test_names_of_old_versions(self, load, tmp_path):
+        family, config, state, _ = load("tnn-fairseq_roberta-v2")
+        old = {
+            re.sub("^encoder", "decoder", name).replace(".layernorm_embedding.", ".emb_layer_norm."): tensor
+            for name, tensor in state.items()
+        }
+        stored = {key: value for key, value in config.items() if key not in NOT_STORED}
+        made = convert(save_fairseq(tmp_path / "x.pt", old, stored, "old"), tmp_path / "run")
+        assert made.family == family
+        holds_the_same(Run(made.folder).load_model("cpu"), from_reference(family, config, state))
 
     def test_the_mask_is_behind_the_dictionary(self, call, load, tmp_path):
         _, config, state, _ = load("tnn-fairseq_roberta-v2")
