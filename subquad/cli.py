@@ -289,6 +289,35 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) 
         typer.echo("\n---\n" + load_recipe(name).to_yaml(), nl=False)
 
 
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Generate data sets of the Long Range Arena.")
+app.add_typer(data, name="data")
+
+Seed = Annotated[int, typer.Option(help="The files depend on it alone, not on the workers.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that share the work. Default: one for each core.", min=1)]
+
+
+@data.command("listops")
+def generate_listops(
+    output: Annotated[Path, typer.Option(help="Folder to write basic_{train,val,test}.tsv to.")],
+    seed: Seed = 0,
+    train: Annotated[int, typer.Option(help="Expressions for training.")] = 96_000,
+    valid: Annotated[int, typer.Option(help="Expressions for validation.")] = 2_000,
+    test: Annotated[int, typer.Option(help="Expressions for the test.")] = 2_000,
+    min_length: Annotated[int, typer.Option(help="Expressions have more tokens than this.")] = 500,
+    max_length: Annotated[int, typer.Option(help="Expressions have fewer tokens than this.")] = 2_000,
+    max_depth: Annotated[int, typer.Option(help="Nodes from the root to the deepest digit.")] = 10,
+    max_args: Annotated[int, typer.Option(help="Largest number of arguments.")] = 10,
+    workers: Workers = None,
+) -> None:
+    """Random nested expressions and their values, in the release's format."""
+    from subquad.data.lra import ListOpsLimits, generate_listops
+
+    limits = ListOpsLimits(min_length, max_length, max_depth, max_args)
+    files = generate_listops(output, train=train, valid=valid, test=test, limits=limits, seed=seed, num_workers=workers)
+    for file in files:
+        typer.echo(file)
+
+
 @app.command()
 def info() -> None:
     """Versions, devices, and what each op runs on and why."""
