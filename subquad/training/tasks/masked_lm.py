@@ -57,8 +57,8 @@ class MaskedLM(LanguageModel):
 
     @cached_property
     def valid_data(self) -> Dataset[dict[str, Tensor]]:
-        """Blocks of the valid split; also sees to it that figures of every split will be defined."""
-        for split in self.corpus.splits:
+        """Blocks of the valid split; also sees to it that figures of all splits but train will be defined."""
+        for split in self.corpus.splits.keys() - {"train"}:
             blocks = self.blocks(split)
             if not any((blocks[index]["labels"] != IGNORED).any() for index in range(len(blocks))):
                 raise DataError(f"{self.corpus.name}: nothing in the split '{split}' is masked: give more text")
