@@ -29,6 +29,9 @@ from subquad.ops.backends import choose, refuse_second_order
 from subquad.ops.blocks import cut, join
 from subquad.ops.packing import block_rows, boundaries, validate_cu_seqlens
 
+SEGMENT_NUMBERS = 2**21
+"""Numbers in a piece of q or v that is computed at once; 2**23 all at once were measured twice as slow (CPU)."""
+
 
 def linear_attention(
     q: Tensor,
@@ -202,6 +205,56 @@ class _Chunks:
         return updates, torch.stack(totals).view_as(start)
 
 
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, causal: bool, chunk_size: int, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    queries, keys, values = chunks.cut(q), chunks.cut(k), chunks.cut(v)
+    states, final = chunks.running_sums(keys.mT @ values, state)
+    o = queries @ states
+    if causal:
+        o.baddbmm_((queries @ keys.mT).tril_(), values)
+    return chunks.join(o, v.dtype), final
+
+
+def _backward(
+    grad_o: Tensor,
+    grad_final: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor | None,
+    causal: bool,
+    chunk_size: int,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    queries, keys, values, incoming = chunks.cut(q), chunks.cut(k), chunks.cut(v), chunks.cut(grad_o)
+    states, _ = chunks.running_sums(keys.mT @ values, state)
+    grad_states, grad_state = chunks.running_sums(queries.mT @ incoming, grad_final, reverse=True)
+    grad_q, grad_k, grad_v = incoming @ states.mT, values @ grad_states.mT, keys @ grad_states
+    if causal:
+        grad_scores = (incoming @ values.mT).tril_()
+        grad_q.baddbmm_(grad_scores, keys)
+        grad_k.baddbmm_(grad_scores.mT, queries)
+        grad_v.baddbmm_((queries @ keys.mT).tril_().mT, incoming)
+    return chunks.join(grad_q, q.dtype), chunks.join(grad_k, k.dtype), chunks.join(grad_v, v.dtype), grad_state
+
+
+def _segments(q: Tensor, v: Tensor, causal: bool, chunk_size: int, cu_seqlens: Tensor | None) -> list[slice]:
+    """The pieces in which a long causal sequence is computed, one after another.
+
+    What a piece needs beside inputs and outputs then fits memory that is used again: fresh memory costs more than the
+    arithmetic.
+    """
+    length = q.shape[1]
+    chunk_numbers = max(chunk_size * q.shape[0] * q.shape[2] * max(q.shape[3], v.shape[3]), 1)
+    rows = max(SEGMENT_NUMBERS // chunk_numbers, 2) * chunk_size
+    if not causal or cu_seqlens is not None or length <= rows:
+        return [slice(0, length)]
+    return [slice(start, start + rows) for start in range(0, length, rows)]
+
+
 @torch.library.custom_op("subquad::linear_attention", mutates_args=())
 def _linear_attention(
     q: Tensor,
@@ -212,14 +265,15 @@ def _linear_attention(
     chunk_size: int,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    segments = _segments(q, v, causal, chunk_size, cu_seqlens)
     with torch.autocast(v.device.type, enabled=False):
-        queries, keys, values = chunks.cut(q), chunks.cut(k), chunks.cut(v)
-        states, final = chunks.running_sums(keys.mT @ values, initial_state)
-        o = queries @ states
-        if causal:
-            o.baddbmm_((queries @ keys.mT).tril_(), values)
-    return chunks.join(o, v.dtype), final
+        if len(segments) == 1:
+            return _forward(q, k, v, initial_state, causal, chunk_size, cu_seqlens)
+        o, state = v.new_empty(v.shape), initial_state
+        for rows in segments:
+            o[:, rows], state = _forward(q[:, rows], k[:, rows], v[:, rows], state, causal, chunk_size, None)
+    assert state is not None
+    return o, state
 
 
 @_linear_attention.register_fake
@@ -240,18 +294,21 @@ def _linear_attention_backward(
     chunk_size: int,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
+    segments = _segments(q, v, causal, chunk_size, cu_seqlens)
     with torch.autocast(v.device.type, enabled=False):
-        queries, keys, values, incoming = chunks.cut(q), chunks.cut(k), chunks.cut(v), chunks.cut(grad_o)
-        states, _ = chunks.running_sums(keys.mT @ values, initial_state)
-        grad_states, grad_initial = chunks.running_sums(queries.mT @ incoming, grad_final, reverse=True)
-        grad_q, grad_k, grad_v = incoming @ states.mT, values @ grad_states.mT, keys @ grad_states
-        if causal:
-            grad_scores = (incoming @ values.mT).tril_()
-            grad_q.baddbmm_(grad_scores, keys)
-            grad_k.baddbmm_(grad_scores.mT, queries)
-            grad_v.baddbmm_((queries @ keys.mT).tril_().mT, incoming)
-    return chunks.join(grad_q, q.dtype), chunks.join(grad_k, k.dtype), chunks.join(grad_v, v.dtype), grad_initial
+        if len(segments) == 1:
+            return _backward(grad_o, grad_final, q, k, v, initial_state, causal, chunk_size, cu_seqlens)
+        states = [initial_state]
+        for rows in segments[:-1]:
+            keys, values = (x[:, rows].transpose(1, 2).to(grad_final.dtype) for x in (k, v))
+            states.append(keys.mT @ values if states[-1] is None else states[-1] + keys.mT @ values)
+        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        grad_state = grad_final
+        for rows, state in zip(reversed(segments), reversed(states), strict=True):
+            grad_q[:, rows], grad_k[:, rows], grad_v[:, rows], grad_state = _backward(
+                grad_o[:, rows], grad_state, q[:, rows], k[:, rows], v[:, rows], state, causal, chunk_size, None
+            )
+    return grad_q, grad_k, grad_v, grad_state
 
 
 @_linear_attention_backward.register_fake

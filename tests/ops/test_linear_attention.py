@@ -1,5 +1,7 @@
 """Linear attention in chunks against the triangle of scores, forward and backward."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -85,6 +87,14 @@ def test_two_pieces_are_the_whole(cut):
     second, end = linear_attention(*(x[:, cut:] for x in qkv), middle)
     assert_close(torch.cat([first, second], dim=1), o)
     assert_close(end, final)
+
+
+@pytest.mark.parametrize("length", [129, 192, 300])
+def test_long_sequences_are_computed_in_pieces(monkeypatch, length):
+    module = sys.modules["subquad.ops.linear_attention"]
+    monkeypatch.setattr(module, "SEGMENT_NUMBERS", 1)
+    compare(make(2, length), chunk_size=16)
+    compare(make(2, length)[:3], chunk_size=64)
 
 
 def test_a_later_position_never_matters():
