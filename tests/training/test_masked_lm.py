@@ -142,7 +142,7 @@ def test_updates_without_any_mask_do_no_harm(tmp_path):
 
 
 def test_text_of_which_nothing_is_masked_is_refused(tmp_path):
-    with pytest.raises(DataError, match="nothing in the split '(valid|test)' is masked"):
+    with pytest.raises(DataError, match=r"nothing in the split '(valid|test)' is masked"):
         masked_run(tmp_path, "run", "data.masking={type: fairseq, probability: 1e-9}")
     assert not (tmp_path / "run").exists()
 
