@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from subquad.compat import fairseq
 from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, register_family
-from subquad.layers import FFN
+from subquad.layers import FFN, SinusoidalPositions
 from subquad.mixers import Mixer
 from subquad.models import Block, SubquadConfig, SubquadForCausalLM
 from subquad.registry import unknown_name
@@ -79,6 +79,14 @@ class PaddedPositions(nn.Module):
         """Vectors (..., dim) of `positions` (...), −1 for padding, in `dtype`."""
         rows = positions.where(positions >= 0, self.padding_idx)
         return F.embedding(rows, self.weight, self.padding_idx).to(dtype)
+
+
+class FairseqPositions(SinusoidalPositions):
+    """Sinusoidal positions from fairseq's table, which is float32 in models of any precision."""
+
+    def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Vectors (..., dim) of `positions` (...), −1 for padding, in `dtype`."""
+        return super().forward(positions).to(dtype)
 
 
 def block_options(args: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +177,10 @@ def language_model(tensors: dict[str, Tensor], args: dict[str, Any], **options: 
                 parts["a position vector for padding"] = _set_padded_positions
     arguments = {"decoder_normalize_before": False, **args}
     conversion = fairseq.language_model(tensors, arguments, NAMES, parts=parts, **options)
-    conversion.module.register_forward_pre_hook(fairseq.mask_padding, with_kwargs=True)
+    model: Any = conversion.module
+    if options.get("position_embedding") == "sinusoidal":
+        model.model.positions = FairseqPositions(model.config.hidden_size)
+    model.register_forward_pre_hook(fairseq.mask_padding, with_kwargs=True)
     return conversion
 
 

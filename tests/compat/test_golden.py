@@ -64,7 +64,9 @@ def test_a_plain_preset_is_our_model(load, name, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     for (key, expected), actual in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(actual, expected), key
-    assert_close(again(tokens).logits, model(tokens).logits)
+    # Fairseq's own table of positions is float32 in a model of any precision, ours is not.
+    dtype = torch.float32 if family in ("transformer.fairseq_lm", "primal.fairseq_lm") else torch.float64
+    assert_close(again(tokens).logits, model(tokens).logits, dtype)
 
 
 def greedy(model, tokens, steps):

@@ -44,7 +44,7 @@ def test_gradients_of_the_published_training_loss(golden, name):
         x.requires_grad_(x.is_floating_point())
     outputs = golden.part(tensors, "output.")
     kind, loss = training_loss(module(*arguments), {**inputs, **outputs}, meta["config"])
-    assert_close(loss, outputs[kind], torch.float32 if "fairseq_lm" in name else torch.float64)
+    assert_close(loss, outputs[kind])
     loss.backward()
     expected = golden.part(tensors, "lossgrad.")
     for argument, x in zip(meta["call"]["args"], arguments, strict=True):
@@ -53,11 +53,9 @@ def test_gradients_of_the_published_training_loss(golden, name):
     gradients = golden.unique_parameters({p: params[p] for p in params if f"param.{p}" in expected})
     ours = [(p, p.grad) for p in module.parameters() if p.grad is not None]
     theirs = [(p, expected[f"param.{name}"]) for name, p in gradients.items()]
-    # The sinusoidal table of the language models is float32 in both.
-    dtype = torch.float32 if "fairseq_lm" in name else torch.float64
     for measure in (lambda p, g: g.square().sum(), lambda p, g: (p * g).abs().sum(), lambda p, g: (p * g).sum()):
         sums = [torch.stack([measure(p, g) for p, g in pairs]).sum() for pairs in (ours, theirs)]
-        assert_close(*sums, dtype)
+        assert_close(*sums)
 
 
 def language_model(load, **changes):
