@@ -1,5 +1,23 @@
 """Long Range Arena (Tay et al., 2021, arXiv 2011.04006): generators and readers of its tasks."""
 
+from subquad.data.lra.cifar import read_cifar10
+from subquad.data.lra.datasets import LRAData, open_lra
 from subquad.data.lra.listops import ListOpsLimits, evaluate_listops, generate_listops
+from subquad.data.lra.readers import read_listops, read_pathfinder, read_retrieval, read_text
+from subquad.data.lra.splits import random_split
+from subquad.data.lra.vocabulary import FrequencyVocabulary
 
-__all__ = ["ListOpsLimits", "evaluate_listops", "generate_listops"]
+__all__ = [
+    "FrequencyVocabulary",
+    "LRAData",
+    "ListOpsLimits",
+    "evaluate_listops",
+    "generate_listops",
+    "open_lra",
+    "random_split",
+    "read_cifar10",
+    "read_listops",
+    "read_pathfinder",
+    "read_retrieval",
+    "read_text",
+]
