@@ -6,6 +6,7 @@ published mixers ignore padding: nothing here hands them a mask.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,30 @@ class LinearDiagAttention(DiagAttention):
         return self.feature_map(q), self.feature_map(k), v
 
 
+class VanillaDiagAttention(LinearDiagAttention):
+    """Linear attention inside blocks with a denominator (`group_type` "vanilla_linear_chunk"): weights add up to 1.
+
+    Bidirectional, the zero rows that fill the last block count in it: each as a key φ(0).
+    """
+
+    def weights(self, scores: Tensor, visible: Tensor) -> Tensor:
+        """What each key counts for each query, as in `DiagAttention`."""
+        weights = super().weights(scores, visible if self.causal else torch.ones_like(visible))
+        total = weights.sum(-1, keepdim=True)
+        # Queries of rows that fill a block have no weights.
+        return weights / total.masked_fill(total == 0, 1.0)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        if not self.causal:
+            zero = self.feature_map(k.new_zeros(self.block_size, 1, k.shape[-1]))
+            _, filling = self.encode(zero, zero, torch.arange(self.block_size, device=k.device))
+            k = k.where(visible.mT, filling.squeeze(1))
+        return super()._attend(q, k, v, visible)
+
+
+LINEAR_GROUPS = {"linear_chunk": LinearDiagAttention, "vanilla_linear_chunk": VanillaDiagAttention}
+
+
 class Urpe(nn.Module):
     """Positions by rotation called as published: (..., length, dim), positions along the last axis but one."""
 
@@ -182,9 +207,9 @@ def attention(
         norm_type: Published norm of the concatenated heads, or None.
         positions: Published options of `Urpe`, or None for no positions.
         bias: Whether the maps have biases.
-        group_type: "chunk" or "linear_chunk".
+        group_type: "chunk", "linear_chunk" or "vanilla_linear_chunk".
         chunk_size: Positions of a block.
-        use_softmax: Whether a softmax of the scores counts, not their activation.
+        use_softmax: Whether a softmax of the scores counts, not their activation; then there is no norm, in any group.
         dropout: Probability of dropping weights.
 
     Raises:
@@ -203,16 +228,18 @@ def attention(
         if act_fun in fairseq.FUNCTIONS:
             changes[f"activation {act_fun!r}"] = _setter("activation", function)
     else:
-        if group_type not in ("chunk", "linear_chunk"):
+        if group_type != "chunk" and group_type not in LINEAR_GROUPS:
             raise ValueError(
-                f"`group_type` must be 'chunk' or 'linear_chunk', got {group_type!r}: other groups are of no published "
-                "model, and 'window' mixes rows of a batch"
+                f"`group_type` must be 'chunk', 'linear_chunk' or 'vanilla_linear_chunk', got {group_type!r}: other "
+                "groups are of no published model, and 'window' mixes rows of a batch"
             )
         softmax = use_softmax and group_type == "chunk"
-        options |= {"block_size": chunk_size, "dropout": dropout, "norm": None if softmax else norm}
+        options |= {"block_size": chunk_size, "dropout": dropout, "norm": None if use_softmax else norm}
         options["kernel"] = "softmax" if softmax else activation_name(act_fun)
-        if group_type == "linear_chunk":
-            changes["linear attention inside blocks"] = instead(LinearDiagAttention, feature_map=function)
+        if group_type in LINEAR_GROUPS:
+            changes["linear attention inside blocks"] = instead(LINEAR_GROUPS[group_type], feature_map=function)
+            if use_softmax:
+                changes["no norm"] = _setter("norm", nn.Identity())
         else:
             leaks = not causal if softmax else causal and bool(function(torch.zeros(1)))
             if leaks:
@@ -271,6 +298,13 @@ def flat_angles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _used(tensors: dict[str, Tensor], use_softmax: Any) -> dict[str, Tensor]:
+    """The tensors without those of norms inside blocks, which stand in files with a softmax too, where none is used."""
+    if not use_softmax:
+        return tensors
+    return {name: t for name, t in tensors.items() if not re.match(r"((.*\.)?self_attn\.)?norm\.", name)}
+
+
 @register_family("transnormer.SimpleRMSNorm")
 def norm(tensors: dict[str, Tensor], *, d: int) -> Conversion:
     """The norm without parameters over the last axis."""
@@ -319,16 +353,15 @@ def norm_attention(
     *,
     embed_dim: int,
     num_heads: int,
-    act_fun: Any,
-    norm_type: str,
+    act_fun: Any = "gelu",
+    norm_type: str = "layernorm",
     causal: bool = False,
     bias: bool = True,
     use_urpe: bool = False,
-    has_out: bool = True,
     attention_use_layer_norm: bool = True,
     **positions: Any,
 ) -> Conversion:
-    """Linear attention with a norm over (length, batch, dim); `has_out` concerns initial values alone."""
+    """Linear attention with a norm over (length, batch, dim)."""
     return _attention(
         tensors,
         "norm_attention",
@@ -348,9 +381,9 @@ def diag_attention(
     *,
     embed_dim: int,
     num_heads: int,
-    act_fun: Any,
-    norm_type: str,
-    chunk_size: int,
+    act_fun: Any = "relu",
+    norm_type: str = "gatedrmsnorm",
+    chunk_size: int = 32,
     group_type: str = "chunk",
     causal: bool = False,
     use_softmax: bool = False,
@@ -361,7 +394,7 @@ def diag_attention(
 ) -> Conversion:
     """Attention inside blocks over (length, batch, dim)."""
     return _attention(
-        tensors,
+        _used(tensors, use_softmax),
         "diag_attention",
         causal,
         embed_dim=embed_dim,
@@ -385,8 +418,15 @@ def _attention(tensors: dict[str, Tensor], kind: str, causal: bool, **arguments:
 
 URPE_OPTIONS = ("core_matrix", "p_matrix", "theta_type", "theta_learned", "householder_learned")
 
+# What the published constructors take, and never read or for initial values alone.
+DEAD_OPTIONS = re.compile(
+    "index|has_out|max_l|max_positions|c|p|(v|kv|out_use)_act|negative_slope|lambda_|model_update_freq|init_type|rope_type|"
+    "q_noise|qn_block_size|self_attention|use_(relu|elu|leak|bound|layer_norm|gelu|rope|v)|qk_layer_norm|(mem|seq)_.*"
+)
+
 
 def _urpe_options(options: dict[str, Any], use_urpe: bool) -> dict[str, Any] | None:
+    options = {name: value for name, value in options.items() if not DEAD_OPTIONS.fullmatch(name)}
     for name in options:
         if name not in URPE_OPTIONS:
             raise ValueError(unknown_name("option of a TransNormer mixer", name, URPE_OPTIONS))
@@ -444,16 +484,22 @@ def _kind(number: Any) -> str:
 
 
 def _norm_type(args: dict[str, Any], kind: str) -> str | None:
-    return args.get("norm_type" if kind == "norm_attention" else "local_norm_type")
+    """The published norm inside a mixer, or None."""
+    if kind == "diag_attention":
+        return args.get("local_norm_type", "gatedrmsnorm")
+    return args.get("norm_type", "layernorm") if args.get("attention_use_layer_norm", True) else None
 
 
 def _of_layer(args: dict[str, Any], side: str, kind: str) -> tuple[dict[str, Any], Changes]:
     """The mixer of a layer."""
+    for name in ("weight_type", "use_toeplizt", "use_cos"):
+        if args.get(name, -1) not in (-1, False, None):
+            raise ValueError(f"`{name}` = {args[name]!r}: no published TransNormer has it, nor has subquad")
     positions = {name: args[f"{side}_{name}"] for name in URPE_OPTIONS if f"{side}_{name}" in args}
     arguments: dict[str, Any] = {
         "embed_dim": args[f"{side}_embed_dim"],
         "num_heads": args[f"{side}_attention_heads"],
-        "norm_type": _norm_type(args, kind) or "layernorm",
+        "norm_type": _norm_type(args, kind),
         "positions": positions if args.get(f"{side}_use_urpe") else None,
     }
     if kind == "norm_attention":
@@ -463,7 +509,7 @@ def _of_layer(args: dict[str, Any], side: str, kind: str) -> tuple[dict[str, Any
         side == "decoder",
         act_fun=args.get("local_act_fun", "relu"),
         group_type=args.get("group_type", "chunk"),
-        chunk_size=args.get(f"{side}_chunk_size", 64),
+        chunk_size=args.get(f"{side}_chunk_size", 32),
         use_softmax=bool(args.get("use_softmax")),
         dropout=float(args.get("attention_dropout", 0.0)),
         **arguments,
@@ -474,7 +520,7 @@ def _channel_mixer(args: dict[str, Any], side: str) -> tuple[dict[str, Any], fai
     """Our channel mixer, what must be put into it, and the names inside it."""
     if args.get("use_glu"):
         width = int(args[f"{side}_embed_dim"] * (args.get("multiple") or 8 / 3))
-        unit, parts = fairseq.glu(args["glu_act"], width, args.get("glu_dropout", 0.0), args.get("fina_act"), True)
+        unit, parts = fairseq.glu(args.get("glu_act"), width, args.get("glu_dropout", 0.0), args.get("fina_act"), True)
         return unit, parts, fairseq.GLU_NAMES
     act = args.get("activation_fn", "relu" if side == "decoder" else "gelu")
     fairseq.fairseq_activation("activation_fn", act)
@@ -507,7 +553,8 @@ def layer(tensors: dict[str, Tensor], *, kind: str, attention_type: int, **args:
     for change in blocks.parts.values():
         change(model)
     names = [(r"^module\.", "layers.0."), *blocks.names, *fairseq.NAMES, (r"^layers\.0\.", "")]
-    return Conversion(OnlyOutput(model.model.layers[0], time_first=True), flat_angles(tensors), names)
+    tensors = _used(flat_angles(tensors), args.get("use_softmax"))
+    return Conversion(OnlyOutput(model.model.layers[0], time_first=True), tensors, names)
 
 
 @register_family("transnormer.fairseq_lm")
@@ -521,7 +568,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
         blocks.options |= {"position_embedding": "sinusoidal", "position_offset": args.get("padding_idx", 1) + 1}
     final_norm, embedding_norm = args.get("final_layernorm"), args.get("embdding_layernorm")
     conversion = fairseq.language_model(
-        flat_angles(tensors),
+        _used(flat_angles(tensors), args.get("use_softmax")),
         {"decoder_normalize_before": True, **args},
         [
             *blocks.names,
@@ -554,6 +601,7 @@ def fairseq_roberta(tensors: dict[str, Tensor], **args: Any) -> Conversion:
     """The masked language models "roberta_transnormer_t1" and "roberta_transnormer_t2"."""
     fairseq.require(args, "encoder_layers")
     blocks = _blocks(args, "encoder", _kinds(args, "encoder"))
+    tensors = _used(flat_angles(tensors), args.get("use_softmax"))
     return fairseq.masked_language_model(
-        flat_angles(tensors), args, blocks.names, parts=blocks.parts, pooling="first", **blocks.options
+        tensors, args, blocks.names, parts=blocks.parts, pooling="first", **blocks.options
     )

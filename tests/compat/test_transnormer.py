@@ -106,6 +106,50 @@ def test_linear_attention_inside_blocks(causal):
     assert_close(module(x)[:, 0], finish(weights, torch.cat(blocks, dim=1)))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_linear_attention_inside_blocks_with_a_denominator(causal):
+    """Zero rows fill the last block before the feature map: bidirectional, they count."""
+    weights, x = mixer_weights(8), torch.randn(7, 1, 8, **DOUBLE)
+    config = {**DIAG, "causal": causal, "act_fun": "1+elu", "group_type": "vanilla_linear_chunk"}
+    module = from_reference("transnormer.DiagAttention", config, weights)
+    q, k, v = (F.pad(heads(weights, name, x[:, 0], 2), (0, 0, 0, 1)) for name in "qkv")
+    q, k = 1 + F.elu(q / 2), 1 + F.elu(k)
+    blocks = []
+    for block in (slice(0, 4), slice(4, 8)):
+        scores = q[:, block] @ k[:, block].mT
+        scores = scores.tril() if causal else scores
+        blocks.append(scores / scores.sum(-1, keepdim=True) @ v[:, block])
+    assert_close(module(x)[:, 0], finish(weights, torch.cat(blocks, dim=1)[:, :7]))
+
+
+@pytest.mark.parametrize("group_type", ["chunk", "linear_chunk"])
+def test_norms_without_use_are_in_files(group_type):
+    """With `use_softmax` the published code has a norm and applies none, whatever the group."""
+    weights, x = mixer_weights(8), torch.randn(7, 1, 8, **DOUBLE)
+    norm = {"norm.weight": torch.randn(8, **DOUBLE), "norm.bias": torch.randn(8, **DOUBLE)}
+    config = {**DIAG, "norm_type": "layernorm", "act_fun": "1+elu", "use_softmax": True, "group_type": group_type}
+    module = from_reference("transnormer.DiagAttention", config, weights | norm)
+    q, k, v = (heads(weights, name, x[:, 0], 2) for name in "qkv")
+    if group_type == "linear_chunk":
+        q, k = 1 + F.elu(q / 2), 1 + F.elu(k)
+    blocks = []
+    for block in (slice(0, 4), slice(4, 7)):
+        scores = q[:, block] @ k[:, block].mT
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        softmax = (scores / 2).masked_fill(later, -torch.inf).softmax(-1)
+        blocks.append((softmax if group_type == "chunk" else scores.tril()) @ v[:, block])
+    o = torch.cat(blocks, dim=1).transpose(0, 1).flatten(1)
+    assert_close(module(x)[:, 0], F.linear(o, weights["out_proj.weight"], weights["out_proj.bias"]))
+
+
+def test_arguments_that_are_never_read():
+    weights, x = mixer_weights(8), torch.randn(7, 1, 8, **DOUBLE)
+    module = from_reference("transnormer.DiagAttention", {**DIAG, "max_l": 512, "mem_use_grad": True}, weights)
+    assert_close(module(x), from_reference("transnormer.DiagAttention", DIAG, weights)(x))
+    with pytest.raises(ValueError, match="unknown option of a TransNormer mixer 'weight_type'"):
+        from_reference("transnormer.DiagAttention", {**DIAG, "weight_type": 1}, weights)
+
+
 @pytest.mark.parametrize("name", ["exp", "sine", "swish"])
 def test_published_activations(name):
     functions = {"exp": lambda x: (x - x.amax(-1, keepdim=True)).exp(), "sine": torch.sin, "swish": lambda x: x}
@@ -156,9 +200,19 @@ def test_what_no_configuration_describes_is_not_saved(language_model, tmp_path):
         model.save_pretrained(tmp_path)
 
 
+def test_missing_arguments_have_the_published_defaults(load):
+    """No activation of the gated linear units is the identity, as "swish" is; no mixer inside blocks has a norm."""
+    family, config, state, (tokens,), y, _ = load("transnormer-fairseq_lm-t2-untied-w8")
+    state["decoder.layers.0.self_attn.norm.scale"] = torch.randn(12, **DOUBLE)
+    state["decoder.layers.0.self_attn.norm.gate"] = torch.randn(12, **DOUBLE)
+    lacking = {key: value for key, value in config.items() if key not in ("glu_act", "local_norm_type", "group_type")}
+    assert_close(from_reference(family, lacking, state)(tokens).logits, y, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"weight_type": 1}, "`weight_type` = 1: no published TransNormer"),
         ({"decoder_attention_types": [2, 3, 1, 1]}, "must be 1 .* or 2 .* got 3"),
         ({"group_type": "window"}, "'window' mixes rows of a batch"),
         ({"decoder_core_matrix": 2}, "`core_matrix` must be 1"),
