@@ -20,7 +20,6 @@ from subquad.compat.reference import (
     Rules,
     activation_name,
     check_options,
-    norm_name,
     register_family,
 )
 from subquad.compat.transnormer import LeakyDiagAttention
@@ -51,6 +50,13 @@ def _norm(published: str) -> str:
     return NORMS[published]
 
 
+def _activation(mixer: Any, act_fun: str) -> Any:
+    """The mixer with this activation, which a description of ours does not know."""
+    if act_fun == "relu2":
+        mixer.activation = lra.squared_relu
+    return mixer
+
+
 def _local(
     *,
     d_model: int,
@@ -63,7 +69,7 @@ def _local(
     dropout: float = 0.0,
 ) -> LeakyDiagAttention:
     """The published layer "localattn"; its norm is applied without a softmax alone."""
-    return LeakyDiagAttention(
+    mixer = LeakyDiagAttention(
         d_model,
         False,
         num_heads=n_heads,
@@ -73,13 +79,14 @@ def _local(
         positions="rotary" if use_lrpe else None,
         dropout=dropout,
     )
+    return mixer if use_softmax else _activation(mixer, act_fun)
 
 
 def _linear(
     *, d_model: int, n_heads: int, norm_type: str, act_fun: str = "elu", use_lrpe: bool = True, dropout: float = 0.0
 ) -> NormAttention:
     """The published layer "linearattn", which has no dropout of its own."""
-    return NormAttention(
+    mixer = NormAttention(
         d_model,
         False,
         num_heads=n_heads,
@@ -87,6 +94,7 @@ def _linear(
         norm=_norm(norm_type),
         positions="rotary" if use_lrpe else None,
     )
+    return _activation(mixer, act_fun)
 
 
 LAYERS = {"localattn": _local, "linearattn": _linear}
@@ -203,6 +211,16 @@ class WindowAttention(GridPositions, LeakyDiagAttention):
         return self.output(o, x), None
 
 
+def _image_norm(published: str) -> str:
+    """Our name of a norm: the image code has one, and every other name is a LayerNorm."""
+    return "simple_rmsnorm" if published == "simplermsnorm" else "layernorm"
+
+
+def _image_activation(published: str) -> str:
+    """Our name of an activation; "2+elu" is unknown to the image code, as "swish" is."""
+    return "identity" if published == "2+elu" else activation_name(published)
+
+
 def _image_mixer(
     kind: type[TransNormerMixer],
     grid: tuple[int, int],
@@ -210,7 +228,7 @@ def _image_mixer(
     dim: int,
     num_heads: int,
     dim_head: int | None = None,
-    use_lrpe: bool = True,
+    use_lrpe: bool,
     norm: str | None,
     **options: Any,
 ) -> TransNormerMixer:
@@ -235,16 +253,16 @@ def _windows(
     **options: Any,
 ) -> TransNormerMixer:
     """Attention inside windows; its norm is applied without a softmax alone."""
-    kernel = "softmax" if use_softmax else activation_name(act_fun)
-    norm = None if use_softmax else norm_name(norm_type)
+    kernel = "softmax" if use_softmax else _image_activation(act_fun)
+    norm = None if use_softmax else _image_norm(norm_type)
     return _image_mixer(WindowAttention, grid, norm=norm, window=block_size, kernel=kernel, dropout=dropout, **options)
 
 
 def _whole(grid: tuple[int, int], *, norm_type: str, act_fun: str, **options: Any) -> TransNormerMixer:
     """Linear attention over the whole grid."""
-    activation = activation_name(act_fun)
+    activation = _image_activation(act_fun)
     return _image_mixer(
-        GridNormAttention, grid, norm=norm_name(norm_type), causal=False, activation=activation, **options
+        GridNormAttention, grid, norm=_image_norm(norm_type), causal=False, activation=activation, **options
     )
 
 
@@ -268,9 +286,9 @@ def im_diag(
     num_heads: int,
     num_row_patches: int,
     dim_head: int | None = None,
-    use_lrpe: bool = True,
-    use_softmax: bool = False,
-    norm_type: str = "simplermsnorm",
+    use_lrpe: bool = False,
+    use_softmax: bool = True,
+    norm_type: str = "layernorm",
     block_size: int = 4,
     act_fun: str = "relu",
     dropout: float = 0.0,
@@ -299,9 +317,9 @@ def im_norm(
     num_heads: int,
     num_row_patches: int,
     dim_head: int | None = None,
-    use_lrpe: bool = True,
-    norm_type: str = "simplermsnorm",
-    act_fun: str = "elu",
+    use_lrpe: bool = False,
+    norm_type: str = "layernorm",
+    act_fun: str = "relu",
 ) -> Conversion:
     """Linear attention over the whole grid, over (batch, rows · rows, dim)."""
     mixer = _whole(
@@ -365,7 +383,6 @@ def im_vit(
     depth: int,
     num_heads: int,
     mlp_dim: int,
-    linear_act: str,
     image_size: int | list[int] = 224,
     patch_size: int | list[int] = 16,
     patch_type: str = "mlp",
@@ -376,34 +393,42 @@ def im_vit(
     type_list: list[int] | None = None,
     block_size: int = 4,
     block_act: str = "relu",
-    use_softmax: bool = False,
-    use_lrpe: bool = True,
+    linear_act: str = "1+elu",
+    num_heads_list: list[int] | None = None,
+    use_softmax: bool = True,
+    use_lrpe: bool = False,
     use_pos: bool = True,
     use_glu: bool = False,
-    glu_act: str = "swish",
+    glu_act: str = "silu",
     glu_dim: int | None = None,
     drop_rate: float = 0.0,
+    emb_dropout: float = 0.0,
     drop_path_rate: float = 0.0,
+    pool: str = "cls",
+    use_final_norm: bool = False,
 ) -> Conversion:
-    """An image classifier; the published code ignores `drop_path_rate`."""
+    """An image classifier; the published code ignores the last three arguments."""
     patches = vit.patches(patch_type, patch_size, stride)
     grid = vit.grid(patches, image_size)
     kinds = type_list or [1] * (depth // 2) + [2] * (depth - depth // 2)
     if len(kinds) != depth or not set(kinds) <= {1, 2}:
         raise ValueError(f"`type_list` must be {depth} times 1 or 2, one for each layer, got {kinds}")
-    common = {"dim": dim, "num_heads": num_heads, "use_lrpe": use_lrpe, "norm_type": norm_type}
+    heads = num_heads_list or [num_heads] * depth
+    if len(heads) != depth:
+        raise ValueError(f"`num_heads_list` must have one number for each of the {depth} layers, got {heads}")
+    common = {"dim": dim, "use_lrpe": use_lrpe, "norm_type": norm_type}
     local = {"block_size": block_size, "act_fun": block_act, "use_softmax": use_softmax, "dropout": drop_rate}
 
     def replace_mixers(model: Any) -> None:
-        for kind, block in zip(kinds, model.model.layers, strict=True):
+        for kind, count, block in zip(kinds, heads, model.model.layers, strict=True):
             if kind == 1:
-                block.token_mixer = _windows(grid, **common, **local)
+                block.token_mixer = _windows(grid, num_heads=count, **common, **local)
             else:
-                block.token_mixer = _whole(grid, act_fun=linear_act, **common)
+                block.token_mixer = _whole(grid, num_heads=count, act_fun=linear_act, **common)
 
     if use_glu:
         # "swish" is unknown there, which is the identity.
-        channel_mixer = {"type": "glu", "hidden_size": glu_dim or mlp_dim, "activation": activation_name(glu_act)}
+        channel_mixer = {"type": "glu", "hidden_size": glu_dim or mlp_dim, "activation": _image_activation(glu_act)}
     else:
         channel_mixer = {"type": "ffn", "hidden_size": mlp_dim, "activation": "gelu", "dropout": drop_rate}
     return vit.image_classifier(
@@ -416,13 +441,14 @@ def im_vit(
         num_hidden_layers=depth,
         mixers=[{"type": "norm_attention", "num_heads": num_heads}],
         channel_mixer=channel_mixer,
-        norm=norm_name(norm_type),
+        norm=_image_norm(norm_type),
+        pooling_norm=_image_norm(norm_type),
         prenorm=True,
         use_pos=use_pos,
         # The last row is spare.
         max_position_embeddings=grid[0] * grid[1] + 1,
         dropout=drop_rate,
-        embedding_dropout=0.0,
+        embedding_dropout=emb_dropout,
         num_classes=num_classes,
         parts={"attention with the sum of row and column as position, and in windows of the grid": replace_mixers},
     )

@@ -24,6 +24,7 @@ NAMES: Rules = [
     (r"^model\.positions\.weight$", "pos_embedding"),
     (r"\.channel_norm\.", ".feature_norm."),
     (r"\.channel_mixer\.", ".feature_mixer."),
+    (r"^norm\.", "head.0."),
     (r"^classifier\.output_proj\.", "head.1."),
     (r"^model\.", ""),
 ]
@@ -79,6 +80,7 @@ def image_classifier(
     prenorm: bool,
     num_classes: int,
     use_pos: bool = False,
+    pooling_norm: str = "simple_rmsnorm",
     parts: Parts | None = None,
     **options: Any,
 ) -> Conversion:
@@ -93,6 +95,7 @@ def image_classifier(
         prenorm: x + f(norm(x)), else x + norm(f(x)).
         num_classes: Number of classes.
         use_pos: Whether learned positions are added.
+        pooling_norm: Norm of the mean over patches.
         parts: What no configuration of ours describes; the model cannot be saved then.
         **options: `SubquadConfig`'s other options of the patches, the blocks and the positions.
     """
@@ -103,7 +106,7 @@ def image_classifier(
         final_norm=None,
         position_embedding="learned" if use_pos else None,
         causal=False,
-        pooling_norm="simple_rmsnorm",
+        pooling_norm=pooling_norm,
         num_labels=num_classes,  # type: ignore[call-arg]
         **options,
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import assert_close
 from transformers import AutoModelForImageClassification
 
@@ -64,6 +65,11 @@ TRANSNORMER = {
     "tiny, GLU, no positions": ({"use_glu": True, "glu_dim": 512, "use_pos": False}, 192, 5_666_536),
     "tiny, GLU, patches of 7": ({"use_glu": True, "glu_dim": 512, "patch_size": 7}, 192, 5_744_104),
     "tiny, GLU, overlap": ({"use_glu": True, "glu_dim": 512, "patch_type": "overlap"}, 192, 5_722_216),
+    "tiny, GLU, heads of one feature": (
+        {"use_glu": True, "glu_dim": 512, "use_pos": False, "num_heads_list": [6] * 6 + [192] * 6},
+        192,
+        5_666_254,
+    ),
     "small, GLU": ({"use_glu": True, "glu_dim": 1024}, 384, 22_024_552),
     "small, GLU, conv": ({"use_glu": True, "glu_dim": 1024, "patch_type": "conv", "num_heads": 12}, 384, 22_603_048),
 }
@@ -72,7 +78,7 @@ TRANSNORMER = {
 @pytest.mark.parametrize("preset", TRANSNORMER)
 def test_sizes_of_the_published_transnormers(preset):
     options, dim, count = TRANSNORMER[preset]
-    config = {"dim": dim, "depth": 12, "num_heads": 6, "mlp_dim": 4 * dim, "linear_act": "elu", **options}
+    config = {"dim": dim, "depth": 12, "num_heads": 6, "mlp_dim": 4 * dim, "use_lrpe": True, **options}
     with torch.device("meta"):
         model = FAMILIES["transnormer.im_vit"]({}, **config).module
     assert sum(p.numel() for p in model.parameters()) == count
@@ -111,6 +117,7 @@ def test_windows_are_squares_of_the_grid(softmax):
     ("changes", "message"),
     [
         ({"type_list": [1]}, "must be 2 times 1 or 2"),
+        ({"num_heads_list": [2]}, "one number for each of the 2 layers"),
         ({"patch_type": "linear"}, "unknown patch embedding 'linear'"),
         ({"num_heads": 5}, "must divide the 12 features"),
         ({"glu_acts": "silu"}, "Did you mean 'glu_act'"),
@@ -120,6 +127,20 @@ def test_errors_of_transnormers(load, changes, message):
     family, config, state, _, _, _ = load("transnormer-im_vit-t2-glu")
     with pytest.raises(ValueError, match=message):
         from_reference(family, {**config, **changes}, state)
+
+
+def test_every_other_norm_of_the_image_code_is_a_layer_norm(load):
+    """Those of the blocks, inside the mixers and before the classes."""
+    family, config, state, (images,), _, _ = load("transnormer-im_vit-t1-ffn")
+    norms = [f"layers.{i}.{name}" for i in range(2) for name in ("token_norm", "feature_norm", "token_mixer.norm")]
+    for name in [*norms, "head.0"]:
+        state |= {f"{name}.weight": torch.rand(12).double(), f"{name}.bias": torch.rand(12).double()}
+    model = from_reference(family, {**config, "norm_type": "rmsnorm"}, state)
+    features = model.model(pixel_values=images).last_hidden_state.mean(1)
+    head = [state[f"head.{name}"] for name in ("0.weight", "0.bias", "1.weight", "1.bias")]
+    expected = F.linear(F.layer_norm(features, (12,), *head[:2]), *head[2:])
+    assert_close(model(images).logits, expected)
+    assert torch.equal(model.model.layers[0].token_mixer.norm.weight, state["layers.0.token_mixer.norm.weight"])
 
 
 def test_a_published_transnormer_is_not_saved(load, tmp_path):
