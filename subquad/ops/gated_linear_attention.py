@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.precision import accumulator
 
 CHUNK = 64
 """Steps that are multiplied at once; a power of two."""
@@ -63,7 +64,7 @@ def gated_linear_attention(
     """
     _validate(q, k, v, log_decay, initial_state)
     backend = choose("gated_linear_attention", backend, q.device)
-    wide = _accumulator(v)
+    wide = accumulator(v)
     if initial_state is not None:
         initial_state = initial_state.to(wide)
     if backend == "reference":
@@ -91,10 +92,6 @@ def _validate(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial_state:
         raise ValueError(f"`initial_state` must be {expected}, got {tuple(initial_state.shape)}")
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _step(inputs: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
     """One step, from q, k, v and log_decay (batch, heads, dim): its output, and the state after it."""
     q, k, v, log_decay = inputs
@@ -109,7 +106,7 @@ def _step(inputs: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tenso
 def _reference(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    wide = _accumulator(v)
+    wide = accumulator(v)
     steps = list(zip(*(x.to(wide).unbind(1) for x in (q, k, v, log_decay)), strict=True))
     outputs = []
     for step in reversed(steps) if reverse else steps:
@@ -205,7 +202,7 @@ def _start(q: Tensor, v: Tensor, state: Tensor | None, dtype: torch.dtype) -> Te
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial_state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    wide = _accumulator(v)
+    wide = accumulator(v)
     queries, keys, values, gates = (_cut(x, wide, reverse) for x in (q, k, v, log_decay))
     inward, outward = _ways(gates)
     updates = (keys * outward).mT @ values
@@ -230,7 +227,7 @@ def _backward(
     initial_state: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = _accumulator(v)
+    wide = accumulator(v)
     queries, keys, values, gates, incoming = (_cut(x, wide, reverse) for x in (q, k, v, log_decay, grad_o))
     inward, outward = _ways(gates)
     kept, sent = inward[:, :, -1], keys * outward
@@ -277,7 +274,7 @@ def _gated_linear_attention(
 
 @_gated_linear_attention.register_fake
 def _(q, k, v, log_decay, initial_state, reverse):
-    return v.new_empty(v.shape), v.new_empty(q.shape[0], *q.shape[2:], v.shape[3], dtype=_accumulator(v))
+    return v.new_empty(v.shape), v.new_empty(q.shape[0], *q.shape[2:], v.shape[3], dtype=accumulator(v))
 
 
 @torch.library.custom_op("subquad::gated_linear_attention_backward", mutates_args=())

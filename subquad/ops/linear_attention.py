@@ -28,6 +28,7 @@ from torch import Tensor
 from subquad.ops.backends import choose, refuse_second_order
 from subquad.ops.blocks import cut, join
 from subquad.ops.packing import block_rows, boundaries, validate_cu_seqlens
+from subquad.ops.precision import accumulator
 
 SEGMENT_NUMBERS = 2**21
 """Numbers in a piece of q or v that is computed at once; 2**23 all at once were measured twice as slow (CPU)."""
@@ -68,7 +69,7 @@ def linear_attention(
     _validate(q, k, v, initial_state, chunk_size, cu_seqlens)
     backend = choose("linear_attention", backend, q.device)
     if initial_state is not None:
-        initial_state = initial_state.to(_accumulator(v))
+        initial_state = initial_state.to(accumulator(v))
     if backend == "reference":
         return _reference(q, k, v, initial_state, causal, cu_seqlens)
     if q.shape[1] == 1 and cu_seqlens is None:
@@ -99,13 +100,9 @@ def _validate(
         raise ValueError(f"`initial_state` must be {expected}, got {tuple(initial_state.shape)}")
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _step(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """One position: the state with the outer product, and the product with it."""
-    wide = _accumulator(v)
+    wide = accumulator(v)
     q, k = q.to(wide).squeeze(1), k.to(wide).squeeze(1)
     update = k.unsqueeze(-1) * v.to(wide).squeeze(1).unsqueeze(-2)
     state = update if state is None else state + update
@@ -126,7 +123,7 @@ def _reference(
             for sequence in zip(q.split(lengths, 1), k.split(lengths, 1), v.split(lengths, 1), states, strict=True)
         ]
         return torch.cat([o for o, _ in parts], dim=1), torch.cat([final for _, final in parts])
-    wide = _accumulator(v)
+    wide = accumulator(v)
     q, k, values = q.to(wide), k.to(wide), v.to(wide)
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.einsum("bshd,bthd->bhst", q, k)
@@ -153,7 +150,7 @@ class _Chunks:
 
     def __init__(self, x: Tensor, causal: bool, chunk_size: int, cu_seqlens: Tensor | None):
         self.batch, self.length, self.heads = x.shape[:3]
-        self.dtype = _accumulator(x)
+        self.dtype = accumulator(x)
         self.causal = causal
         self.size = chunk_size
         self.places: Tensor | None = None
@@ -279,7 +276,7 @@ def _linear_attention(
 @_linear_attention.register_fake
 def _(q, k, v, initial_state, causal, chunk_size, cu_seqlens):
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return v.new_empty(v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=_accumulator(v))
+    return v.new_empty(v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=accumulator(v))
 
 
 @torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from subquad.ops.backends import choose
+from subquad.ops.precision import accumulator
 
 IGNORED = -100
 SLICE_ENTRIES = 1 << 26  # Logits in memory at a time: 256 MiB in float32.
@@ -53,7 +54,7 @@ def linear_cross_entropy(
         raise ValueError(f"`targets` must be ({hidden.shape[0]},), got {tuple(targets.shape)}")
     if choose("linear_cross_entropy", backend, hidden.device) == "reference":
         logits = F.linear(hidden, weight, bias)
-        return F.cross_entropy(_widen(logits), targets, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits.to(accumulator(logits)), targets, ignore_index=IGNORED, reduction="sum")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -63,16 +64,12 @@ def linear_cross_entropy(
     return _linear_cross_entropy(hidden, weight, bias, targets, differentiate)[0]
 
 
-def _widen(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 @torch.library.custom_op("subquad::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sum, and its gradients by hidden, weight and bias (empty where not wanted)."""
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    wide = accumulator(hidden)
     total = hidden.new_zeros((), dtype=wide)
     by_hidden = torch.zeros_like(hidden) if differentiate else hidden.new_empty(0)
     by_weight = torch.zeros_like(weight, dtype=wide) if differentiate else weight.new_empty(0, dtype=wide)
@@ -107,7 +104,7 @@ def _linear_cross_entropy(
 
 @_linear_cross_entropy.register_fake
 def _(hidden, weight, bias, targets, differentiate):
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    wide = accumulator(hidden)
     total = hidden.new_empty((), dtype=wide)
     if not differentiate:
         return total, hidden.new_empty(0), weight.new_empty(0), weight.new_empty(0)

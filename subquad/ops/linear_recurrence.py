@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.precision import accumulator
 
 
 def linear_recurrence(
@@ -56,7 +57,7 @@ def linear_recurrence(
     """
     _validate(x, decay, initial_state, phase, cu_seqlens)
     backend = choose("linear_recurrence", backend, x.device)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = accumulator(x)
     if initial_state is not None:
         initial_state = initial_state.to(wide)
     decay = decay.to(wide)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.precision import accumulator
 from subquad.ops.toeplitz import _toeplitz_backward as toeplitz_gradients
 from subquad.ops.toeplitz import toeplitz
 
@@ -80,15 +81,11 @@ def hat_functions(positions: Tensor, num_knots: int) -> Tensor:
     return (1 - (positions.unsqueeze(-1) - knots).abs()).clamp_min(0)
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 # --- reference -------------------------------------------------------------------------------------------------------
 
 
 def _reference(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> Tensor:
-    dtype, num_inducing = _accumulator(x), (kernel.shape[0] + 1) // 2
+    dtype, num_inducing = accumulator(x), (kernel.shape[0] + 1) // 2
     positions = torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / spacing
     weights = hat_functions(positions, num_inducing).to(dtype)
     wide = x.to(dtype)
@@ -162,7 +159,7 @@ def _tap_gradients(gradient: Tensor, x: Tensor, num_taps: int) -> Tensor:
 
 @torch.library.custom_op("subquad::ski", mutates_args=())
 def _ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> Tensor:
-    dtype, num_inducing = _accumulator(x), (kernel.shape[0] + 1) // 2
+    dtype, num_inducing = accumulator(x), (kernel.shape[0] + 1) // 2
     wide = x.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         z = toeplitz(_gather(wide, spacing, num_inducing), kernel.to(dtype), center=num_inducing - 1)
@@ -179,7 +176,7 @@ def _(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> Tensor:
 def _ski_backward(
     gradient: Tensor, x: Tensor, taps: Tensor, kernel: Tensor, spacing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, num_inducing = _accumulator(x), (kernel.shape[0] + 1) // 2
+    dtype, num_inducing = accumulator(x), (kernel.shape[0] + 1) // 2
     wide, gradient = x.to(dtype), gradient.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         incoming, z = (_gather(tensor, spacing, num_inducing) for tensor in (gradient, wide))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.precision import accumulator
 
 
 def spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor, *, backend: str = "auto") -> Tensor:
@@ -53,15 +54,11 @@ def spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor, *, backend: str 
     return _spectral_filter(x, real, imaginary)
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 # --- reference -------------------------------------------------------------------------------------------------------
 
 
 def _reference(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
-    dtype = _accumulator(x)
+    dtype = accumulator(x)
     taps = torch.fft.irfft(torch.complex(real.to(dtype), imaginary.to(dtype)), dim=0)
     i = torch.arange(x.shape[1], device=x.device)
     matrix = taps[i.unsqueeze(1) - i]
@@ -89,7 +86,7 @@ def _response(real: Tensor, imaginary: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("subquad::spectral_filter", mutates_args=())
 def _spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
-    dtype = _accumulator(x)
+    dtype = accumulator(x)
     spectrum = _spectrum(x, 2 * (real.shape[0] - 1), dtype).mul_(_response(real, imaginary, dtype))
     return _first_entries(spectrum, x.shape[1], x.dtype)
 
@@ -108,7 +105,7 @@ def _(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
 def _spectral_filter_backward(
     gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, size = _accumulator(x), 2 * (real.shape[0] - 1)
+    dtype, size = accumulator(x), 2 * (real.shape[0] - 1)
     incoming = _spectrum(gradient, size, dtype)
     # The spectrum of x is computed again rather than kept: it is four times the size of x.
     by_response = _spectrum(x, size, dtype).conj_physical_().mul_(incoming).sum(0).mul_(2 / size)

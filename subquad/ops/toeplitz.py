@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.precision import accumulator
 
 FEW_OUTPUTS = 4
 """Up to so many outputs are computed one by one: measured faster than transforms from 4 to 4096 inputs."""
@@ -67,10 +68,6 @@ def toeplitz(
     return _toeplitz(x, kernel, center, num_outputs)
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 # --- reference -------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +75,7 @@ def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tens
     length = x.shape[1]
     i = torch.arange(length - num_outputs, length, device=x.device)
     rows = center + i.unsqueeze(1) - torch.arange(length, device=x.device)
-    matrix = kernel[rows.clamp(0, len(kernel) - 1)].to(_accumulator(x))
+    matrix = kernel[rows.clamp(0, len(kernel) - 1)].to(accumulator(x))
     matrix = matrix * ((rows >= 0) & (rows < len(kernel))).unsqueeze(-1)
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum("ijd,bjd->bid", matrix, x.to(matrix.dtype)).to(x.dtype)
@@ -90,7 +87,7 @@ def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tens
 def _dot_products(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
     """Each output as one sum over its inputs."""
     length, lags = x.shape[1], kernel.shape[0]
-    taps = kernel.flip(0).to(_accumulator(x))
+    taps = kernel.flip(0).to(accumulator(x))
     outputs = []
     for i in range(length - num_outputs, length):
         start, stop = max(center + i - lags + 1, 0), min(center + i + 1, length)
@@ -128,7 +125,7 @@ def _spectrum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
     if num_outputs <= FEW_OUTPUTS:
         return _dot_products(x, kernel, center, num_outputs)
-    dtype = _accumulator(x)
+    dtype = accumulator(x)
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
     product = _spectrum(x, size, dtype).mul_(_spectrum(kernel, size, dtype))
     y = torch.fft.irfft(product, n=size)[..., first : first + num_outputs]
@@ -142,7 +139,7 @@ def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
 
 @torch.library.custom_op("subquad::toeplitz_backward", mutates_args=())
 def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
-    dtype, num_outputs = _accumulator(x), gradient.shape[1]
+    dtype, num_outputs = accumulator(x), gradient.shape[1]
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
     incoming = torch.fft.rfft(F.pad(gradient.to(dtype).transpose(1, 2), (first, size - first - num_outputs)))
     # Spectra are computed again rather than kept: they are twice the size of x.
