@@ -18,7 +18,7 @@ for example
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -340,7 +340,8 @@ def masked_language_model(
 
     Args:
         tensors: Its state dict.
-        args: Its resolved arguments, with `vocab_size`, and `classification_heads` by name, each with `num_classes`.
+        args: Its resolved arguments, with `vocab_size`, and perhaps `classification_heads` by name, each with
+            `num_classes`; without them its state dict says which there are.
         names: What the parameters inside a layer are called, as in `Conversion`.
         parts: What no configuration of ours describes.
         pooling: What its classifiers see: "mean" of all positions, padding included, or the "first".
@@ -379,7 +380,7 @@ def masked_language_model(
         tie_word_embeddings=tied,
         **options,
     )
-    parts = parts | _head_activation(args) | _classifiers(args)
+    parts = parts | _head_activation(args) | _classifiers(args, tensors)
     model = PublishedForMaskedLM(config, pooling) if parts else SubquadForMaskedLM(config)
     for change in parts.values():
         change(model)
@@ -411,9 +412,18 @@ def _head_activation(args: dict[str, Any]) -> Parts:
     return {f"activation {name!r} in its output layer": change}
 
 
-def _classifiers(args: dict[str, Any]) -> Parts:
-    """The classifiers of a model that was finetuned, as a part."""
-    heads = args.get("classification_heads") or {}
+def classification_heads(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """The classifiers in a state dict, by name."""
+    heads = {}
+    for name, tensor in tensors.items():
+        if (match := re.fullmatch(r"classification_heads\.(.+)\.out_proj\.weight", name)) and tensor.ndim == 2:
+            heads[match[1]] = {"num_classes": tensor.shape[0], "inner_dim": tensor.shape[1]}
+    return heads
+
+
+def _classifiers(args: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
+    """The classifiers of a model that was finetuned, as a part; its arguments often say nothing about them."""
+    heads = args.get("classification_heads") or classification_heads(tensors)
     activation = fairseq_activation("pooler_activation_fn", args.get("pooler_activation_fn", "tanh"))
 
     def change(model: Any) -> None:

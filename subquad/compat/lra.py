@@ -120,11 +120,24 @@ class InstanceNorm(nn.InstanceNorm1d):
         return super().forward(x.mT).mT
 
 
+class WideRMSNorm(nn.Module):
+    """x / (‖x‖₂/√d + 0.01) over the last axis: a root-mean-square norm whose epsilon is seen."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim)."""
+        root = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return x / (root + 0.01)
+
+
 NORMS: dict[str, type[nn.Module]] = {
     "layer": nn.LayerNorm,
     "batch": BatchNorm,
     "synbatch": BatchNorm,
     "instance": InstanceNorm,
+    "simplerms": WideRMSNorm,
     "none": nn.Identity,
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.compat.fairseq import current_names
+from subquad.compat.fairseq import classification_heads, current_names
 from subquad.data import DataError
 from subquad.registry import unknown_name
 
@@ -236,12 +236,7 @@ def _fairseq(tensors: Tensors, config: Config, side: str) -> Config:
 def _masked(tensors: Tensors, config: Config) -> Config:
     """What only masked models have: heads for classes, and a head for words that may not be tied."""
     facts = _fairseq(tensors, config, "encoder")
-    heads = {}
-    for name in tensors:
-        if match := re.fullmatch(r"classification_heads\.(.+)\.out_proj\.weight", name):
-            classes, inner = _shape(tensors, name)
-            heads[match[1]] = {"num_classes": classes, "inner_dim": inner}
-    if heads:
+    if heads := classification_heads(tensors):
         config.setdefault("classification_heads", heads)
     embedding, output = "encoder.sentence_encoder.embed_tokens.weight", "encoder.lm_head.weight"
     is_tied = output not in tensors or _equal(tensors[embedding], tensors[output])
@@ -447,8 +442,13 @@ def _transnormer_image(tensors: Tensors, config: Config) -> Config:
     vector = "layers.0.token_mixer.lrpe.v"
     config.setdefault("use_lrpe", vector in tensors)
     if vector in tensors:
-        facts["num_heads"] = facts["dim"] // _shape(tensors, vector, 1)[0]
+        sizes = [_shape(tensors, f"layers.{i}.token_mixer.lrpe.v", 1)[0] for i in range(facts["depth"])]
+        facts["num_heads"] = facts["dim"] // sizes[0]
+        if len(set(sizes)) > 1:
+            facts["num_heads_list"] = [facts["dim"] // size for size in sizes]
     config.setdefault("use_glu", "glu_dim" in facts)
+    # In all presets, and there the identity.
+    config.setdefault("glu_act", "swish")
     return facts
 
 

@@ -22,11 +22,11 @@ from subquad.compat.reference import (
     Conversion,
     OnlyOutput,
     Rules,
-    activation_name,
     check_options,
     norm_name,
     register_family,
 )
+from subquad.layers import RelativePositionEncoder
 from subquad.mixers import FDGTU, FDGTU2D, FDTNO, SKIGTU, SKITNO
 from subquad.mixers.fd_tno import Response
 from subquad.mixers.gated_toeplitz import GatedGridUnit, GatedToeplitzUnit
@@ -124,7 +124,8 @@ class FreeFDTNO(FDTNO):
     """
 
     def __init__(self, dim: int, causal: bool, *, num_heads: int = 1, num_frequencies: int = 128):
-        super().__init__(dim, causal, horizon=None, num_frequencies=num_frequencies)
+        # Its coefficients make way for ours, of which there may be one.
+        super().__init__(dim, causal, horizon=None, num_frequencies=max(num_frequencies, 2))
         self.num_heads = num_heads
         shape = num_frequencies, dim // num_heads
         self.real = nn.Parameter(torch.empty(shape))
@@ -238,9 +239,12 @@ def ski_tno(
     residual: bool = False,
     bias: bool = True,
     act_type: str = "none",
+    use_decay: bool = False,
+    use_multi_decay: bool = False,
+    par_type: int = 1,
 ) -> Conversion:
-    """A sparse plus smooth operator with an encoder, over (batch, length, h · dim)."""
-    operator = PublishedSKITNO(
+    """A sparse plus smooth operator with an encoder, over (batch, length, h · dim); the last three are ignored."""
+    operator: Any = PublishedSKITNO(
         h * dim,
         causal,
         rank=r,
@@ -249,21 +253,30 @@ def ski_tno(
         kernel="rpe",
         rpe_hidden_size=rpe_dim,
         rpe_layers=layers,
-        rpe_activation=activation_name(act),
         rpe_norm=norm_name(norm_type),
         rpe_residual=residual,
         rpe_bias=bias,
-        kernel_activation=activation_name(act_type),
     )
+    operator.rpe.activation = fairseq.function(act)
+    operator.kernel_activation = fairseq.function(act_type)
     names = [*_names(norm_type, layers, causal=causal), (r"^toep\.", "")]
     return Conversion(Sequences(operator), _our_layout(tensors, causal=causal), names)
 
 
 @register_family("ski.SKITnoInvTime")
 def ski_tno_inv_time(
-    tensors: dict[str, Tensor], *, h: int, dim: int, r: int, nk: int, causal: bool = False, gamma: float = 0.999
+    tensors: dict[str, Tensor],
+    *,
+    h: int,
+    dim: int,
+    r: int,
+    nk: int,
+    causal: bool = False,
+    gamma: float = 0.999,
+    **ignored: Any,
 ) -> Conversion:
-    """A sparse plus smooth operator with a table over warped lags, over (batch, length, h · dim)."""
+    """A sparse plus smooth operator with a table over warped lags, over (batch, length, h · dim); it has no encoder."""
+    check_options("ski.SKITnoInvTime", ski_tno, {"h": h, "dim": dim, "r": r, "nk": nk, **ignored})
     operator = PublishedSKITNO(h * dim, causal, rank=r, num_taps=_num_taps(nk), decay=gamma)
     names = [*_names("simplermsnorm", 0, causal=causal), (r"^toep\.", "")]
     return Conversion(Sequences(operator), _our_layout(tensors, causal=causal), names)
@@ -295,11 +308,11 @@ def tno_fd(
         horizon=None,
         rpe_hidden_size=rpe_dim,
         rpe_layers=layers,
-        rpe_activation=activation_name(act),
         rpe_norm=norm_name(norm_type),
         rpe_residual=residual,
         rpe_bias=bias,
     )
+    operator.rpe.activation = fairseq.function(act)
     names = [*_names(norm_type, layers, causal=causal), (r"^toep\.", "")]
     return Conversion(tnn.HeadFirstTNO(operator), _our_layout(tensors, causal=causal, response_heads=h), names)
 
@@ -343,13 +356,25 @@ def gtu(tensors: dict[str, Tensor], *, args: Mapping[str, Any] | None = None, **
     operator = dict(args or {})
     tno_type = operator.pop("tno_type", "tno")
     if tno_type == "tno":
-        return tnn.gtu(_used(tensors), **config | {"resi_param": False})
+        conversion = tnn.gtu(_used(tensors), **config | {"resi_param": False})
+        published: Any = conversion.module
+        tnn.set_functions(published.module, config, config["num_heads"])
+        return conversion
     causal = config.get("causal", False)
     kept = {key: operator[key] for key in ("rank", "nk") if key in operator}
     _, unit, options, heads = _unit(tno_type, **kept, **config)
     names = _names(config.get("norm_type", "simplermsnorm"), config.get("rpe_layers", 3), causal=causal)
-    module = OnlyOutput(unit(config["embed_dim"], causal, **options))
-    return Conversion(module, _our_layout(tensors, causal=causal, response_heads=heads), [*UNWRAP, *names])
+    mixer = unit(config["embed_dim"], causal, **options)
+    tnn.set_functions(mixer, config, heads=1)
+    return Conversion(OnlyOutput(mixer), _our_layout(tensors, causal=causal, response_heads=heads), [*UNWRAP, *names])
+
+
+LONG_RANGE_IGNORED = {
+    *("use_decay", "use_multi_decay", "par_type", "l", "transform_type"),
+    *("tno_type", "tno_max_l", "tno_H", "tno_W"),
+    *("dpb_type", "dpb_use_pad", "dpb_embedding", "dpb_layers", "dpb_act", "residual"),
+}
+"""Arguments that the published configurations hand to every layer, and that those here have no use for."""
 
 
 def _long_range_options(
@@ -366,15 +391,8 @@ def _long_range_options(
     token_shift_type: int = -1,
     dropout: float = 0.0,
     resi_param: bool = False,
-    use_decay: bool = False,
-    dpb_type: int = 1,
-    tno_max_l: int = 512,
-    dpb_use_pad: bool = False,
-    par_type: int = 1,
-    l: int = 1,  # noqa: E741 - the published name
-    transform_type: int = 1,
 ) -> tuple[dict[str, Any], float]:
-    """Options of our unit from the arguments that all layers share, the last seven ignored; and the token shift."""
+    """Options of our unit from the arguments that all layers share, and the token shift."""
     if token_shift_type not in tnn_grid.TOKEN_SHIFTS:
         raise ValueError(f"`token_shift_type` must be -1, 1 or 2, got {token_shift_type}")
     unit, _ = tnn.unit_options(
@@ -394,13 +412,17 @@ def _long_range_layer(
     unit: Callable[..., GatedToeplitzUnit],
     operator: dict[str, Any],
     config: dict[str, Any],
+    rpe_act: str = "relu",
 ) -> Conversion:
     """A layer of the Long Range Arena code, around an operator with these options."""
+    config = {key: value for key, value in config.items() if key not in LONG_RANGE_IGNORED}
     check_options(family, _long_range_options, config)
     options, token_shift = _long_range_options(**config)
     causal = config.get("causal", False)
     mixer = unit(config["d_model"], causal, **options, **operator)
     mixer.activation = lra.function(config.get("act_fun", "silu"))
+    for encoder in (part for part in mixer.modules() if isinstance(part, RelativePositionEncoder)):
+        encoder.activation = lra.function(rpe_act)
     module = lra.SequenceMixer(mixer, token_shift)
     names = _names("simplermsnorm", operator.get("rpe_layers", 0), causal=causal, grid=mixer.grid is not None)
     heads = config["n_heads"] if isinstance(mixer.operator, FDTNO) else None
@@ -429,12 +451,11 @@ def skitno2d(tensors: dict[str, Tensor], *, rank: int = 32, nk: int = 16, **conf
     return _long_range_layer("ski.Skitno2d", tensors, unit, _table(rank, nk, **config), config)
 
 
-def _response(dpb_embedding: int, dpb_layers: int, dpb_act: str, residual: bool, bias: bool) -> dict[str, Any]:
+def _response(dpb_embedding: int, dpb_layers: int, residual: bool, bias: bool) -> dict[str, Any]:
     return {
         "horizon": None,
         "rpe_hidden_size": dpb_embedding,
         "rpe_layers": dpb_layers,
-        "rpe_activation": activation_name(dpb_act),
         "rpe_residual": residual,
         "rpe_bias": bias,
     }
@@ -451,8 +472,8 @@ def tno_fd1d(
     **config: Any,
 ) -> Conversion:
     """The layer "tno_fd" over (batch, length, d_model)."""
-    response = _response(dpb_embedding, dpb_layers, dpb_act, residual, config.get("bias", True))
-    return _long_range_layer("fd.TnoFD1d", tensors, FDGTU, response, config)
+    response = _response(dpb_embedding, dpb_layers, residual, config.get("bias", True))
+    return _long_range_layer("fd.TnoFD1d", tensors, FDGTU, response, config, dpb_act)
 
 
 @register_family("fd.TnoFD2d")
@@ -470,8 +491,8 @@ def tno_fd2d(
     if tno_type not in (4, 6):
         raise ValueError(f"`tno_type` must be 4 or 6, got {tno_type}: no published model has another")
     unit = _grid(FDGTU2D, combine="sum" if tno_type == 6 else "product", **config)
-    response = _response(dpb_embedding, dpb_layers, dpb_act, residual, config.get("bias", True))
-    return _long_range_layer("fd.TnoFD2d", tensors, unit, response, config)
+    response = _response(dpb_embedding, dpb_layers, residual, config.get("bias", True))
+    return _long_range_layer("fd.TnoFD2d", tensors, unit, response, config, dpb_act)
 
 
 def _fairseq_model(tensors: dict[str, Tensor], args: dict[str, Any], side: str) -> Conversion:
@@ -499,14 +520,18 @@ def _fairseq_model(tensors: dict[str, Tensor], args: dict[str, Any], side: str) 
         fairseq.channel_bias(args, tensors),
     )
     mixer = {"type": kind, **options}
+    differences = [f"`{key}` {args[key]!r}" for key in tnn.FUNCTION_OPTIONS if args.get(key) in fairseq.FUNCTIONS]
     if unit is not FDGTU or causal != (side == "decoder"):
+        differences.insert(0, f"the published operator {tno_type!r}")
+    if differences:
 
         def replace_units(model: Any) -> None:
             for block in model.model.layers:
                 block.token_mixer = unit(dim, causal, **options)
+                tnn.set_functions(block.token_mixer, args, heads=1)
 
         mixer = {"type": kind}
-        parts[f"the published operator {tno_type!r}"] = replace_units
+        parts[", ".join(differences)] = replace_units
     names = [
         *fairseq.GLU_NAMES,
         *_names(block_norm, known["rpe_layers"], causal=causal),

@@ -8,7 +8,7 @@ and the one that gates itself (GtuV3).
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from subquad.layers import activation as get_activation
 from subquad.layers.norms import RMSNorm
 from subquad.mixers import GTU, TNO
 from subquad.mixers.base import State
+from subquad.mixers.gated_toeplitz import GatedToeplitzUnit
 from subquad.models import Block, SubquadConfig
 from subquad.ops import toeplitz
 from subquad.registry import unknown_name
@@ -489,22 +490,23 @@ def _fairseq_blocks(
         def replace_units(model: Any) -> None:
             for block in model.model.layers:
                 block.token_mixer = _extend(unit(dim, known["causal"], **options), options, legacy)
-                _set_functions(block.token_mixer, args, heads)
+                set_functions(block.token_mixer, args, heads)
 
         parts[f"a token mixer with {', '.join(differences)}"] = replace_units
     layers = {"mixers": [{"type": "tno", **options}], "channel_mixer": channel_mixer, "norm": norm_name(block_norm)}
     return FairseqBlocks(names, parts, layers, known["causal"])
 
 
-def _set_functions(unit: GTU, args: dict[str, Any], heads: int) -> None:
+def set_functions(unit: GatedToeplitzUnit, args: Mapping[str, Any], heads: int) -> None:
     """Give a unit the activations that ours has none of."""
     functions = {key: fairseq.FUNCTIONS.get(args.get(key)) for key in FUNCTION_OPTIONS}
+    operator: Any = unit.operator
     if functions["act_fun"]:
         unit.activation = functions["act_fun"]
-    if functions["rpe_act"]:
-        unit.operator.rpe.activation = functions["rpe_act"]
+    if functions["rpe_act"] and operator.rpe is not None:
+        operator.rpe.activation = functions["rpe_act"]
     if functions["act_type"]:
-        unit.operator.kernel_activation = _of_each_head(functions["act_type"], heads)
+        operator.kernel_activation = _of_each_head(functions["act_type"], heads)
 
 
 def _of_each_head(function: Callable[[Tensor], Tensor], heads: int) -> Callable[[Tensor], Tensor]:

@@ -215,8 +215,8 @@ def lra_tno(
         rpe_activation=activation_name(act),
         rpe_residual=residual,
         rpe_bias=bias,
-        kernel_activation=activation_name(act_type),
     )
+    operator.kernel_activation = lra.function(act_type)
     names = [*_encoder_names(rpe_type, layers), *UNIT_NAMES, (r"^toep\.", "")]
     return Conversion(tnn.HeadFirstTNO(operator), tnn.flat_decay(tensors), names)
 
@@ -278,6 +278,8 @@ def _long_range_unit(
     else:
         mixer = LongRangeGTU(d_model, causal, **options)
     mixer.activation = lra.function(act_fun)
+    for operator in (module for module in mixer.modules() if isinstance(module, LongRangeTNO)):
+        operator.kernel_activation = lra.function(unit.get("act_type", "none"))
     names = [
         *(GRID_NAMES if grid else []),
         *_encoder_names(rpe_type, options["rpe_layers"]),

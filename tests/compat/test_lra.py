@@ -388,7 +388,7 @@ class TestModel:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model__norm": "simplerms"}, "unknown norm of a Long Range Arena model 'simplerms'"),
+            ({"model__norm": "rms"}, "unknown norm of a Long Range Arena model 'rms'"),
             ({"model__residual": "A"}, "must be 'R'"),
             ({"model__n_layer": 3}, "Did you mean 'n_layers'"),
             ({"model__layer": [{"_name_": "s4"}, {"_name_": "glu"}]}, "unknown layer of a TNN 's4'"),
@@ -430,3 +430,21 @@ class TestModel:
         actual = {conversion.reference_name(name): buffer for name, buffer in module.named_buffers()}
         for key, statistics in expected.items():
             assert_close(actual[key].double(), statistics.double(), torch.float64, name=key)
+
+
+def test_simple_root_mean_square_norm(load):
+    assert_close(lra.build_norm("simplerms", 4)(torch.tensor([3.0, 4.0, 0.0, 0.0])), torch.tensor([3, 4, 0, 0]) / 2.51)
+    family, config, state, inputs, y, _ = load(TEXT)
+    plain = {name: tensor for name, tensor in state.items() if ".norm.norm." not in name}
+    model = from_reference(family, changed(config, model__norm="simplerms"), plain)
+    assert isinstance(model.model.norm, lra.WideRMSNorm)
+    assert model(*inputs).shape == y.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("swish", F.silu), ("relu2", lambda t: t.relu() ** 2), ("cos", torch.cos)]
+)
+def test_activations_of_kernels(load, name, function):
+    family, config, state, _, _, _ = load("tnn-lra_tno-noncausal")
+    kernel = from_reference(family, config, state).tno.kernel(5)
+    assert_close(from_reference(family, {**config, "act_type": name}, state).tno.kernel(5), function(kernel))

@@ -39,6 +39,8 @@ def test_classifiers_of_a_finetuned_model(load, tmp_path):
         model(tokens, classification_head_name="mnli")
     with pytest.raises(ValueError, match="has the classifiers sst, which no `SubquadConfig` describes"):
         model.save_pretrained(tmp_path)
+    silent = {key: value for key, value in config.items() if key != "classification_heads"}
+    assert_close(from_reference(family, silent, state)(tokens, **kwargs).logits, y)
     relu = from_reference(family, {**config, "pooler_activation_fn": "relu"}, state)
     assert error_ratio(relu(tokens, **kwargs).logits, y) > 1e-3
 

@@ -189,3 +189,62 @@ def test_weights_that_do_not_fit_are_named_as_published():
     with pytest.raises(ValueError, match=r"Missing: gamma \(1,\); of another shape: conv_kernel") as error:
         from_reference("ski.SKITnoInvTime", {"h": 1, "dim": 4, "r": 5, "nk": 5}, state)
     assert "unexpected" not in str(error.value)
+
+
+def shifted_exp(x):
+    return (x - x.amax(-1, keepdim=True)).exp()
+
+
+@pytest.mark.parametrize(("name", "function"), [("sine", torch.sin), ("exp", shifted_exp)])
+def test_activations_of_operators_are_fairseqs(load, name, function):
+    """One token: the kernel is the mean of the response at 0 and π."""
+    family, config, state, (x,), _, _ = load("fd-TnoFD-causal-n1")
+    z = (
+        torch.tensor([[0.0], [torch.pi]], dtype=torch.float64) @ state["rpe.pos_proj.weight"].T
+        + state["rpe.pos_proj.bias"]
+    )
+    features = function(z / (z.square().mean(-1, keepdim=True).sqrt() + 1e-8))
+    response = features @ state["rpe.out.2.weight"].T + state["rpe.out.2.bias"]
+    assert_close(from_reference(family, {**config, "act": name}, state)(x), x * response.mean(0))
+
+
+@pytest.mark.parametrize("case", ["tno", "tno_fd", "tno_fd_norpe"])
+def test_activations_of_units_are_fairseqs(load, case):
+    family, config, state, (x,), _, _ = load(f"ski-Gtu-{case}-causal")
+    unit = from_reference(family, {**config, "act_fun": "exp"}, state).module
+    u, v = (shifted_exp(x @ state[f"{p}_proj.weight"].T + state[f"{p}_proj.bias"]) for p in "uv")
+    assert_close(unit(x)[0], (u * unit.operator(v)[0]) @ state["o.weight"].T + state["o.bias"])
+
+
+def test_activations_of_language_models_are_fairseqs(load, tmp_path):
+    family, config, state, _, _, _ = load("fd-fairseq_lm-tno_fd-tied")
+    model = from_reference(family, {**config, "act_fun": "exp"}, state)
+    z = randn(2, 5, 8)
+    assert_close(model.model.layers[0].token_mixer.activation(z), shifted_exp(z))
+    with pytest.raises(ValueError, match="has `act_fun` 'exp', which no `SubquadConfig` describes"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [
+        ("ski-SKITnoInvTime-noncausal-n8", {"use_decay": True, "rpe_dim": 8, "act_type": "silu"}),
+        ("ski-SKITno-noncausal-n8", {"use_decay": True, "use_multi_decay": True}),
+        ("ski-Skitno1d-n11", {"dpb_embedding": 8, "dpb_layers": 3, "use_multi_decay": True}),
+        ("ski-Skitno2d-4x4", {"tno_type": 4, "tno_H": 32, "tno_W": 32}),
+    ],
+)
+def test_arguments_without_effect(load, name, ignored):
+    family, config, state, (x,), y, _ = load(name)
+    assert_close(from_reference(family, {**config, **ignored}, state)(x), y)
+    with pytest.raises(ValueError, match="'rankk'"):
+        from_reference(family, {**config, "rankk": 3}, state)
+
+
+def test_one_free_coefficient():
+    """A response that is constant but at frequency 0 has two kinds of taps: N = 8 points for four inputs."""
+    dc, rest = 3.0, 1.0
+    state = {"coeffs": torch.tensor([[rest]]).double(), "dc": torch.tensor([[dc]]).double()}
+    operator = from_reference("fd.TnoFDNoRPE", {"h": 1, "dim": 1, "causal": True, "num_freqs": 1}, state)
+    impulse = torch.tensor([1.0, 0.0, 0.0, 0.0]).double().view(1, 1, 4, 1)
+    assert_close(operator(impulse).flatten(), torch.tensor([rest + (dc - rest) / 8, *[(dc - rest) / 4] * 3]).double())
