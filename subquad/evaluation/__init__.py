@@ -1,5 +1,6 @@
 """Evaluation of trained models: perplexity, length extrapolation, speed and memory, and the comparison of runs."""
 
+from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy
 from subquad.evaluation.efficiency import (
     Efficiency,
     GenerationSpeed,
@@ -19,12 +20,14 @@ from subquad.evaluation.report import compare
 from subquad.evaluation.runs import Run
 
 __all__ = [
+    "AccuracyResult",
     "Efficiency",
     "GenerationSpeed",
     "PerplexityResult",
     "Run",
     "TrainingSpeed",
     "compare",
+    "evaluate_accuracy",
     "evaluate_masked_perplexity",
     "evaluate_perplexity",
     "evaluate_run",

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from subquad.data import Blocks, DataError, MaskedBlocks, TokenStream, build_masking
 from subquad.data.blocks import IGNORED
 from subquad.data.sources import DataValue
+from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy, open_examples
+from subquad.evaluation.glue import GlueResult, evaluate_glue_run
 from subquad.evaluation.runs import Run
 
 # One batch holds about this many tokens, and no more logits than fit 1 GiB in float32.
@@ -231,28 +233,38 @@ def evaluate_run(
     folder: Path | str,
     data: DataValue | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     length: int | None = None,
     context_window: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> PerplexityResult:
+) -> PerplexityResult | AccuracyResult | GlueResult:
     """Evaluate the model of a run folder, by its task.
 
     Args:
         folder: The run folder.
-        data: See `subquad.data.open_source`; default: the data of the recipe.
-        split: Part of the data.
-        length: Largest number of inputs in a block; default: the training length.
-        context_window: See `evaluate_perplexity`; not for masked models.
+        data: See `subquad.data.open_source`; of a classifier the folder with its data. Default: as in the recipe.
+        split: Part of the data; default: "test", of GLUE "valid".
+        length: Largest number of inputs in a block; default: the training length. Not for classifiers.
+        context_window: See `evaluate_perplexity`; for causal models alone.
         device: Where to compute; default: a GPU where there is one.
         progress: Show progress bars.
 
     Raises:
-        DataError: The run or the data cannot be read, or its task has no perplexity.
-        ValueError: See `evaluate_perplexity` and `evaluate_masked_perplexity`.
+        DataError: The run or the data cannot be read, or nothing is evaluated for its task.
+        ValueError: See `evaluate_perplexity`, `evaluate_masked_perplexity` and `evaluate_accuracy`.
     """
     run = Run(folder)
+    if run.task in ("sequence-classification", "glue") and (length or context_window):
+        raise ValueError("a classifier sees whole sequences: leave length and context_window out")
+    if run.task == "glue":
+        if data is not None and not isinstance(data, str | Path):
+            raise ValueError(f"the data of GLUE is one folder or hf:NAME, got {data}")
+        return evaluate_glue_run(run, data, split or "valid", device=device, progress=progress)
+    split = split or "test"
+    if run.task == "sequence-classification":
+        examples = open_examples(run, data, split, progress=progress)
+        return evaluate_accuracy(run.load_model(device), examples, batch_size=run.device_batch_size, progress=progress)
     length = length or run.training_length
     if length is None:
         raise DataError(f"{folder}: its training length is not known (no recipe.yaml): give a length")

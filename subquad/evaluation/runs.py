@@ -157,6 +157,11 @@ class Run:
         return self._field(self.recipe, "training", "seed", kind=int) or 0
 
     @property
+    def device_batch_size(self) -> int:
+        """Examples that are on a device at once in the recipe."""
+        return self._field(self.recipe, "training", "device_batch_size", kind=int) or 8
+
+    @property
     def data_name(self) -> str | None:
         """The data's name."""
         return self._field(self.info, "data", "name")

@@ -102,6 +102,8 @@ class GatedToeplitzUnit(Mixer):
         activation: φ, by name.
         norm: Norm before the output map, or None.
         bias: Whether all maps have biases.
+        initializer_range: Standard deviation of the initial weights and biases of the three maps (0.02 in the published
+            models of the Long Range Arena); None: those of `nn.Linear`.
         **operator: Options of the operator.
     """
 
@@ -130,6 +132,7 @@ class GatedToeplitzUnit(Mixer):
         activation: str = "silu",
         norm: str | None = None,
         bias: bool = True,
+        initializer_range: float | None = None,
         **operator: Any,
     ):
         super().__init__(dim, causal)
@@ -142,6 +145,17 @@ class GatedToeplitzUnit(Mixer):
         self.activation = get_activation(activation)
         self.norm = build_norm(norm, width)
         self.operator = self.operator_class(width, causal, **self.operator_class.unit_defaults(dim, bias) | operator)
+        if initializer_range is not None and initializer_range <= 0:
+            raise ValueError(f"`initializer_range` must be positive or None, got {initializer_range}")
+        self.initializer_range = initializer_range
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases of the three maps, where they have initial values of their own."""
+        if self.initializer_range is not None:
+            for proj in (self.gate_proj, self.input_proj, self.output_proj):
+                for parameter in proj.parameters():
+                    nn.init.normal_(parameter, std=self.initializer_range)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The gate u and the operator's input v, each (batch, length, width)."""

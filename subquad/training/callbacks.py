@@ -63,9 +63,14 @@ class LogFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Updates, time left, loss, perplexity and speed, on the terminal of the first process."""
+    """Updates, time left, loss and speed, on the terminal of the first process.
 
-    def __init__(self) -> None:
+    Args:
+        selected_by: "loss", shown with the perplexity, or another figure of the validation data.
+    """
+
+    def __init__(self, selected_by: str = "loss") -> None:
+        self.selected_by = selected_by
         self.bar: tqdm | None = None
         self.figures: dict[str, str] = {}
 
@@ -97,7 +102,11 @@ class ProgressBar(TrainerCallback):
             return
         for name, prefix in (("loss", ""), ("eval_loss", "valid ")):
             if name in logs:
-                self.figures |= {f"{prefix}loss": f"{logs[name]:.3f}", f"{prefix}ppl": f"{perplexity(logs[name]):.1f}"}
+                self.figures[f"{prefix}loss"] = f"{logs[name]:.3f}"
+                if self.selected_by == "loss":
+                    self.figures[f"{prefix}ppl"] = f"{perplexity(logs[name]):.1f}"
+        if self.selected_by != "loss" and f"eval_{self.selected_by}" in logs:
+            self.figures[f"valid {self.selected_by}"] = f"{logs[f'eval_{self.selected_by}']:.3f}"
         if "tokens_per_second" in logs:
             self.figures["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
         self.bar.set_postfix(self.figures, refresh=False)

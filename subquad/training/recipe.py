@@ -45,8 +45,51 @@ class DataRecipe:
 
 
 @dataclass
+class LongRangeArenaRecipe:
+    """Which task of the Long Range Arena, in place of a text: the data of the task "sequence-classification".
+
+    Args:
+        source: Folder with the files; see `subquad.data.lra.open_lra`, also for what follows.
+        task: "listops", "text", "retrieval", "image", "pathfinder" or "pathx".
+        pipeline: The code base whose tokens and pixels these are: "s4" or "byte".
+        max_length: Largest number of tokens; None: the published one.
+        valid_fraction: Share of the training examples of "text" that are held out for validation; with 0 the test set
+            is the validation set, as published.
+        colour: Whether images of "image" keep their colours.
+        augment: Whether training images of "image" are cropped and mirrored.
+    """
+
+    source: str
+    task: str
+    pipeline: str
+    max_length: int | None = None
+    valid_fraction: float = 0.0
+    colour: bool = False
+    augment: bool = False
+
+
+@dataclass
+class GlueRecipe:
+    """Which task of GLUE, in place of a text: the data of the task "glue".
+
+    Args:
+        source: See `subquad.data.glue.open_glue`.
+        task: "mnli", "qnli", "qqp", "sst2", "mrpc", "cola", "rte" or "stsb".
+        max_length: Most tokens of an example; the longer sentence of one that has more is cut.
+    """
+
+    source: str
+    task: str
+    max_length: int
+
+
+# What the section `data` is, for tasks that do not learn from one stream of text.
+DATA_RECIPES: dict[str, type] = {"sequence-classification": LongRangeArenaRecipe, "glue": GlueRecipe}
+
+
+@dataclass
 class TrainingRecipe:
-    """How the model is trained. An update sees `batch_size` blocks, however many devices share them.
+    """How the model is trained. An update sees `batch_size` blocks, or other examples, however many devices share them.
 
     Args:
         seed: Of initial values, order of the blocks, and dropout.
@@ -111,14 +154,17 @@ class Recipe:
     Args:
         task: What is learned; see `subquad.training.tasks`.
         model: Keyword arguments of `SubquadConfig`; vocabulary and special tokens come from the tokenizer.
-        data: The text.
+        data: The text, or what the task learns from in its place.
         training: The training.
+        init: Run folder of the model that is finetuned, for the task "glue": its weights, tokenizer and configuration,
+            in which `model` names the changes.
     """
 
     task: str
     model: dict[str, Any]
-    data: DataRecipe
+    data: DataRecipe | LongRangeArenaRecipe | GlueRecipe
     training: TrainingRecipe
+    init: str | None = None
 
     def to_yaml(self) -> str:
         """The recipe with every value, for `load_recipe`."""
@@ -152,7 +198,8 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         except yaml.YAMLError:
             raise ValueError(f"{override!r}: the value is not YAML") from None
         _set(content, key, parsed, override)
-    return _build(Recipe, content, str(name_or_path))
+    task = content.get("task") if isinstance(content, dict) else None
+    return _build(Recipe, content, str(name_or_path), data=DATA_RECIPES.get(str(task), DataRecipe))
 
 
 def _content(text: str, where: str) -> Any:
@@ -245,15 +292,15 @@ def _entry(node: Any, part: str, where: str) -> Any:
     return part
 
 
-def _build(cls: type, content: Any, where: str) -> Any:
-    """Make a dataclass of a mapping, with the types it declares."""
+def _build(cls: type, content: Any, where: str, **kinds: type) -> Any:
+    """Make a dataclass of a mapping, with the types it declares, or for some fields those in `kinds`."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must be a mapping of keys to values, got {content!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in content:
         if key not in fields:
             raise ValueError(f"in {where}: {unknown_name('key', key, fields)}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) | kinds
     values = {}
     for name, field in fields.items():
         if name in content:

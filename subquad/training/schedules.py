@@ -36,13 +36,20 @@ def polynomial(steps: int, *, peak: float, warmup: int = 0, end: float = 0.0, po
     return rate
 
 
-def cosine(steps: int, *, peak: float, warmup: int = 0, end: float = 0.0) -> Schedule:
-    """Linear warm-up from 0, then half a cosine wave down to `end` at the last update."""
+def cosine(steps: int, *, peak: float, warmup: int = 0, end: float = 0.0, trough: int | None = None) -> Schedule:
+    """Linear warm-up from 0, then half a cosine wave down to `end` at the last update.
+
+    With a `trough` the wave reaches `end` at that update instead, whatever the length of the run, and goes on from
+    there: up to `peak`, and down again, as in the published runs of the Long Range Arena.
+    """
+    if trough is not None and trough <= warmup:
+        raise ValueError(f"schedule 'cosine' needs a trough after the warmup of {warmup} updates, got {trough}")
 
     def rate(k: int) -> float:
         if k < warmup:
             return peak * k / warmup
-        return end + (peak - end) * (1 + math.cos(math.pi * _progress(k, warmup, steps))) / 2
+        progress = _progress(k, warmup, steps) if trough is None else (k - warmup) / (trough - warmup)
+        return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
 
     return rate
 

@@ -44,6 +44,7 @@ def train(
     output: Path | str | None = None,
     overrides: Iterable[str] = (),
     resume: Path | str | None = None,
+    init: Path | str | None = None,
 ) -> Path:
     """Train a model.
 
@@ -55,6 +56,7 @@ def train(
         output: Run folder; default: `runs/` and the name of the recipe.
         overrides: Changes of the recipe, `section.key=value`.
         resume: A run folder to continue, exactly as if it had never stopped; it needs nothing else.
+        init: A run folder whose model is finetuned, instead of the recipe's.
 
     Returns:
         The run folder.
@@ -69,15 +71,20 @@ def train(
     if resume is not None:
         if output is not None:
             raise ValueError(f"a resumed run stays in its folder, {resume}: leave `output` out")
+        if init is not None:
+            raise ValueError(f"a resumed run goes on with its own weights, {resume}: leave `init` out")
         folder = Path(resume)
         resolved = _recipe_of_run(folder, overrides)
     else:
         assert recipe is not None
         resolved = load_recipe(recipe, overrides)
         folder = Path(output) if output is not None else Path("runs") / Path(recipe).stem
+    section: Any = resolved.data
     if data is not None:
-        resolved.data.source = [str(value) for value in data] if isinstance(data, list | tuple) else str(data)
-    resolved.data.source = _absolute(resolved.data.source)
+        section.source = [str(value) for value in data] if isinstance(data, list | tuple) else str(data)
+    section.source = _absolute(section.source)
+    if init is not None:
+        resolved.init = str(Path(init).resolve())
     _check(resolved)
 
     try:
@@ -99,7 +106,7 @@ class _Run:
         self.is_main = False
 
     def train(self) -> Path:
-        args = training_arguments(self.recipe.training, self.folder)
+        args = training_arguments(self.recipe.training, self.folder, task_class(self.recipe.task).selected_by)
         self.is_main = args.process_index == 0
         # The first process finds mistakes and prepares the data; then the others read what it wrote.
         with args.main_process_first(local=False):
@@ -116,7 +123,7 @@ class _Run:
         if self.is_main:
             self._cut_log(0 if checkpoint is None else step_of(checkpoint))
         trainer = SubquadTrainer(task, model, self.recipe.training, args, self.folder, seconds)
-        self._say(_description(self.recipe, model, trainer, args, checkpoint))
+        self._say(_description(task, model, trainer, args, checkpoint))
         try:
             with trainer.stop.listening():
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -131,15 +138,16 @@ class _Run:
         return self.folder
 
     def _task(self) -> Task:
-        tokenizer = load_tokenizer(self.folder) if self.is_resumed else None
+        has_tokenizer = self.is_resumed and (self.folder / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(self.folder) if has_tokenizer else None
         task = task_class(self.recipe.task)(self.recipe, tokenizer)
         if self.is_resumed:
             self.info = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            expected = self.info["data"]["fingerprint"]
-            if task.corpus.fingerprint != expected:
+            record, expected = task.data_record(), self.info["data"]["fingerprint"]
+            if record["fingerprint"] != expected:
                 raise ValueError(
-                    f"{task.corpus.name}: not the text that {self.folder} was trained on (fingerprint "
-                    f"{task.corpus.fingerprint[:12]}, expected {expected[:12]}): give that text, or start a new run"
+                    f"{record['name']}: not the data that {self.folder} was trained on (fingerprint "
+                    f"{record['fingerprint'][:12]}, expected {expected[:12]}): give that data, or start a new run"
                 )
         for split in (task.train_data, task.valid_data):
             assert len(split)  # pyright: ignore[reportArgumentType]
@@ -149,19 +157,16 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with written(self.folder / "recipe.yaml") as path:
             path.write_text(self.recipe.to_yaml(), encoding="utf-8")
-        if not self.is_resumed:
-            task.tokenizer.save(self.folder)
+        tokenizer = task.tokenizer
+        if tokenizer is not None and not self.is_resumed:
+            tokenizer.save(self.folder)
         self._write_info(
             **_provenance(),
             status="running",
             started=self.info.get("started", _now()),
             finished=None,
-            data={
-                "name": task.corpus.name,
-                "fingerprint": task.corpus.fingerprint,
-                "split_rule": task.corpus.split_rule,
-            },
-            vocabulary=task.tokenizer.vocabulary.as_dict(),
+            data=task.data_record(),
+            vocabulary=None if tokenizer is None else tokenizer.vocabulary.as_dict(),
             parameters=num_parameters,
         )
 
@@ -247,7 +252,12 @@ def _check(recipe: Recipe) -> None:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"training.report_to: {name} is not installed: pip install {name}")
     fitting_batch_size(training.batch_size, training.device_batch_size, num_devices())
-    task_class(recipe.task).check(recipe)
+    task = task_class(recipe.task)
+    if task.starts_from_run and recipe.init is None:
+        raise ValueError(f"the task {recipe.task} finetunes the model of a run: give its folder, --init RUN")
+    if not task.starts_from_run and recipe.init is not None:
+        raise ValueError(f"the task {recipe.task} trains a new model: leave init out, got {recipe.init}")
+    task.check(recipe)
 
 
 def _check_is_free(folder: Path) -> None:
@@ -288,16 +298,15 @@ def _seconds_at(checkpoint: Path | None) -> float:
     return max((line["time"] for line in state["log_history"]), default=0.0)
 
 
-def _description(recipe: Recipe, model: Any, trainer: SubquadTrainer, args: Any, checkpoint: Path | None) -> str:
-    training = recipe.training
+def _description(task: Task, model: Any, trainer: SubquadTrainer, args: Any, checkpoint: Path | None) -> str:
+    training = trainer.recipe
     groups = [
         f"{sum(p.numel() for p in group['params']):,} with weight decay {group['weight_decay']:g}"
         for group in trainer.create_optimizer().param_groups
     ]
-    tokens = training.batch_size * recipe.data.block_size
     lines = [
         f"{model.num_parameters():,} parameters, trained: {', '.join(groups)}",
-        f"{training.steps:,} updates of {training.batch_size} blocks of {recipe.data.block_size} ({tokens:,} tokens): "
+        f"{training.steps:,} updates of {training.batch_size} {task.example_name}: "
         f"{args.world_size} × {args.per_device_train_batch_size} at once, {args.gradient_accumulation_steps} times, "
         f"on {args.device.type}, {training.precision}",
     ]

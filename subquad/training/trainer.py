@@ -42,8 +42,14 @@ def num_devices() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArguments:
-    """The arguments of `transformers.Trainer` for a recipe; checkpoints go to `folder`/checkpoints."""
+def training_arguments(recipe: TrainingRecipe, folder: Path, selected_by: str = "loss") -> TrainingArguments:
+    """The arguments of `transformers.Trainer` for a recipe.
+
+    Args:
+        recipe: The training.
+        folder: Run folder; checkpoints go to `folder`/checkpoints.
+        selected_by: See `Task`.
+    """
     size = fitting_batch_size(recipe.batch_size, recipe.device_batch_size, num_devices())
     args = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -62,8 +68,8 @@ def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArgument
         eval_steps=recipe.eval_steps,
         save_strategy="steps",
         save_steps=recipe.save_steps or recipe.eval_steps,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{selected_by}",
+        greater_is_better=selected_by != "loss",
         dataloader_num_workers=recipe.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
@@ -111,7 +117,13 @@ class SubquadTrainer(Trainer):
             data_collator=task.collate,
             train_dataset=task.train_data,
             eval_dataset=task.valid_data,
-            callbacks=[SeedUpdates(), self.stop, SaveEvaluated(), LogFile(folder / "log.jsonl"), ProgressBar()],
+            callbacks=[
+                SeedUpdates(),
+                self.stop,
+                SaveEvaluated(),
+                LogFile(folder / "log.jsonl"),
+                ProgressBar(task.selected_by),
+            ],
         )
         self.remove_callback(PrinterCallback)
         if recipe.gradient_checkpointing:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from subquad.data import Corpus, Tokenizer
+from subquad.data import Tokenizer
 from subquad.registry import unknown_name
 from subquad.training.recipe import Recipe
 
@@ -24,10 +24,16 @@ class Task:
     """Examples to train on; `len` is known. Where they change from epoch to epoch it has `example(index, epoch)`."""
     valid_data: Dataset[Any]
     """Examples that choose the best checkpoint; `len` is known."""
-    tokenizer: Tokenizer
-    corpus: Corpus
+    tokenizer: Tokenizer | None
+    """What makes tokens of text, for the run folder; None where there is none."""
+    example_name: str
+    """What an example is, in the plural."""
     score_names: ClassVar[tuple[str, ...]]
     """What `score` sums."""
+    selected_by: ClassVar[str] = "loss"
+    """The figure of `summary` that chooses the best checkpoint; all but "loss" are better when they are greater."""
+    starts_from_run: ClassVar[bool] = False
+    """Whether the model is that of a run, `init` in the recipe."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         raise NotImplementedError
@@ -39,6 +45,10 @@ class Task:
         Raises:
             ValueError: There is one.
         """
+
+    def data_record(self) -> dict[str, str]:
+        """What `run.json` says of the data: "name", "fingerprint", "split_rule". Other content, another fingerprint."""
+        raise NotImplementedError
 
     def build_model(self) -> PreTrainedModel:
         """The model with its initial values; its loss must accept `num_items_in_batch`."""
@@ -61,7 +71,7 @@ class Task:
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Figures of the whole validation data from the sums over all batches; "loss" is the one that is minimised."""
+        """Figures of the whole validation data from the sums over all batches; one of them is `selected_by`."""
         raise NotImplementedError
 
     def final_metrics(self, model: PreTrainedModel, *, progress: bool) -> dict[str, Any]:

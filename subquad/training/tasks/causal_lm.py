@@ -24,7 +24,8 @@ class CausalLM(LanguageModel):
     def check(cls, recipe: Recipe) -> None:
         """Build the model without memory; nothing is masked."""
         super().check(recipe)
-        if recipe.data.masking is not None:
+        data: Any = recipe.data
+        if data.masking is not None:
             raise ValueError("data.masking belongs to the task masked-lm, the task is causal-lm: leave it out")
 
     def blocks(self, split: str) -> Dataset[dict[str, Tensor]]:
@@ -36,5 +37,6 @@ class CausalLM(LanguageModel):
         """Perplexity of every token."""
         from subquad.evaluation import evaluate_perplexity
 
+        data: Any = self.recipe.data
         stream = self.corpus.splits[split]
-        return evaluate_perplexity(model, stream, length=self.recipe.data.block_size, progress=progress).to_dict()
+        return evaluate_perplexity(model, stream, length=data.block_size, progress=progress).to_dict()

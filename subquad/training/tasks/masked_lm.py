@@ -30,7 +30,8 @@ class MaskedLM(LanguageModel):
     @classmethod
     def check(cls, recipe: Recipe) -> None:
         """Build the masking, and the model without memory."""
-        build_masking(recipe.data.masking)
+        data: Any = recipe.data
+        build_masking(data.masking)
         super().check(recipe)
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:

@@ -50,10 +50,12 @@ class LanguageModel(Task):
     model_class: ClassVar[type[PreTrainedModel]]
     labels: ClassVar[str]
     """Where the targets of a batch are; -100 is none."""
+    tokenizer: Tokenizer
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         self.recipe = recipe
-        data = recipe.data
+        data: Any = recipe.data
+        self.example_name = f"blocks of {data.block_size} tokens"
         self.tokenizer = tokenizer or build_tokenizer(data.tokenizer, data.source, text_column=data.text_column)
 
     @classmethod
@@ -71,12 +73,17 @@ class LanguageModel(Task):
     @cached_property
     def corpus(self) -> Corpus:
         """The encoded text."""
-        data = self.recipe.data
+        data: Any = self.recipe.data
         corpus = prepare(data.source, self.tokenizer, text_column=data.text_column)
         for split in ("train", "valid"):
             if corpus.splits[split].num_tokens < 2:
                 raise DataError(f"{corpus.name}: the split '{split}' has fewer than 2 tokens")
         return corpus
+
+    def data_record(self) -> dict[str, str]:
+        """Name, fingerprint and split rule of the corpus."""
+        corpus = self.corpus
+        return {"name": corpus.name, "fingerprint": corpus.fingerprint, "split_rule": corpus.split_rule}
 
     def blocks(self, split: str) -> Dataset[dict[str, Tensor]]:
         """The blocks of a split."""
@@ -85,7 +92,8 @@ class LanguageModel(Task):
     @cached_property
     def train_data(self) -> Dataset[dict[str, Tensor]]:
         """Blocks of the train split."""
-        available, block_size = self.corpus.splits["train"].num_tokens, self.recipe.data.block_size
+        data: Any = self.recipe.data
+        available, block_size = self.corpus.splits["train"].num_tokens, data.block_size
         if available < block_size:
             raise DataError(
                 f"{self.corpus.name}: the train split has {available} tokens, data.block_size is {block_size}: "

@@ -1,0 +1,140 @@
+"""Accuracy of classifiers: the share of examples whose most likely class is the right one, counted over all of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from subquad.data import DataError
+from subquad.data.lra import open_lra
+from subquad.data.sources import DataValue
+from subquad.evaluation.runs import Run
+
+
+@dataclass(frozen=True)
+class AccuracyResult:
+    """How well a model classifies.
+
+    Args:
+        nll: Negative log-likelihood of all right classes in nats.
+        correct: Number of examples whose most likely class is the right one.
+        examples: Number of examples, all of them scored; a pair of texts is one example.
+    """
+
+    nll: float
+    correct: int
+    examples: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per example."""
+        return self.nll / self.examples
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, from 0 to 1."""
+        return self.correct / self.examples
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "correct": self.correct,
+            "examples": self.examples,
+            "task": "sequence-classification",
+        }
+
+    def table(self) -> list[list[str]]:
+        """Rows of what is measured, its value, and what it is taken over, for the terminal."""
+        return [
+            ["accuracy", f"{self.accuracy:.2%}", f"{self.correct:,} of {self.examples:,} examples, none skipped"],
+            ["loss (nats per example)", f"{self.loss:.4f}", f"{self.examples:,} examples"],
+        ]
+
+
+def score_batch(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Negative log-likelihood in nats, right answers and number of examples: float64 (3,), on the CPU.
+
+    Args:
+        model: A classifier, called with the batch.
+        batch: Its keyword arguments, `labels` (batch,) among them.
+    """
+    labels = batch["labels"]
+    logits = model(**batch).logits
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(wide, labels, reduction="sum").cpu().double()
+    correct = (logits.argmax(-1) == labels).sum().cpu().double()
+    return torch.stack([nll, correct, torch.tensor(float(len(labels)), dtype=torch.float64)])
+
+
+def evaluate_accuracy(
+    model: PreTrainedModel, examples: Any, *, batch_size: int, progress: bool = True
+) -> AccuracyResult:
+    """Classify every example.
+
+    Args:
+        model: A classifier; its mode (training or not) is left as it was.
+        examples: A data set with `collate`, as `subquad.data.lra` has them; batches are made in its order.
+        batch_size: Examples in a batch. The result depends on it where padding is an ordinary input of the model.
+        progress: Show a progress bar on a terminal.
+
+    Raises:
+        ValueError: There is no example, or the loss is not finite.
+    """
+    if not len(examples):
+        raise ValueError("there is no example to evaluate on")
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    hidden = None if progress else True  # None: shown on a terminal only
+    try:
+        with torch.inference_mode(), tqdm(total=len(examples), desc="examples", disable=hidden) as bar:
+            for start in range(0, len(examples), batch_size):
+                rows = range(start, min(start + batch_size, len(examples)))
+                batch = examples.collate([examples[index] for index in rows])
+                sums += score_batch(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+                bar.update(len(rows))
+    finally:
+        model.train(was_training)
+    nll, correct, count = sums.tolist()
+    if not torch.isfinite(sums[0]):
+        raise ValueError(f"the model's loss is {nll}")
+    return AccuracyResult(nll, int(correct), int(count))
+
+
+def open_examples(run: Run, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> Any:
+    """The examples of a split, as the run saw them in training.
+
+    Args:
+        run: A run of the task "sequence-classification".
+        data: Folder with the files; default: that of the recipe.
+        split: "train", "valid" or "test".
+        progress: Show a progress bar.
+
+    Raises:
+        DataError: The recipe is missing, or the data is not what the run was trained on: its tokens would mean
+            something else.
+    """
+    options = run.recipe.get("data")
+    if not isinstance(options, dict) or "source" not in options:
+        raise DataError(f"{run.folder}: its data is not known (no recipe.yaml)")
+    if split not in ("train", "valid", "test"):
+        raise DataError(f"no split {split!r}; there are: train, valid, test")
+    root = options["source"] if data is None else data
+    if not isinstance(root, str | Path):
+        raise DataError(f"the data of the Long Range Arena is one folder, got {root}")
+    options = {name: value for name, value in options.items() if name != "source"}
+    try:
+        opened = open_lra(root=root, **options, progress=progress)
+    except TypeError as error:
+        raise DataError(f"{run.folder}: not a recipe of the Long Range Arena ({error})") from None
+    if run.data_fingerprint not in (None, opened.fingerprint):
+        raise DataError(f"{root}: not the data that {run.folder} was trained on: its tokens mean something else")
+    return getattr(opened, split)

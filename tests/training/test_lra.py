@@ -1,0 +1,203 @@
+"""The Long Range Arena from generated files to an accuracy, and its recipes."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from support import assert_close
+from training_runs import assert_same, log_of, numbers, state
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from subquad import SubquadForSequenceClassification, cli
+from subquad.data import DataError
+from subquad.data.lra import ListOpsLimits, generate_listops
+from subquad.evaluation import Run, evaluate_run
+from subquad.training.recipe import list_recipes, load_recipe, recipe_text
+from subquad.training.tasks.lra import classifier_config
+from subquad.training.train import _check, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
+
+SMALL = (
+    "model.hidden_size=16",
+    "model.num_hidden_layers=1",
+    "model.channel_mixer.hidden_size=16",
+    "training.steps=20",
+    "training.batch_size=8",
+    "training.device_batch_size=4",
+    "training.schedule={type: cosine, peak: 1e-2, warmup: 5}",
+    "training.eval_steps=10",
+    "training.save_steps=5",
+    "training.log_steps=1",
+    "training.num_workers=0",
+)
+FAMILIES = ("tnn", "ski-tnn", "fd-tnn", "transnormer-t1", "transnormer-t2", "hgrn", "transformer")
+TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+VOCABULARIES = {"listops": 18, "text": 135, "retrieval": 98}
+# Of the published models, with norms that nothing uses.
+PARAMETERS = {
+    "tnn": (429_066, 640_642, 89_474, 3_097_610, 459_650, 459_650),
+    "ski-tnn": (485_642, 697_218, 106_690, 3_476_234, 599_810),
+    "fd-tnn": (449_930, 661_506, 92_130, 3_188_234, 491_906),
+    "transnormer-t1": (797_962, 811_906, 872_834, 1_594_634, 400_130),
+    "transnormer-t2": (797_962, 811_906, 872_834, 1_594_634, 400_130),
+    "hgrn": (66_250, 683_394, 132_290, 15_798_282, 999_170, 253_826),
+    "transformer": (798_730, 142_786, 223_810, 12_623_882, 530_690),
+}
+CELLS = [(family, task) for family in FAMILIES for task, _ in zip(TASKS, PARAMETERS[family], strict=False)]
+
+
+@pytest.fixture(scope="module")
+def listops(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lra")
+    limits = ListOpsLimits(min_length=4, max_length=24, max_depth=4, max_args=4)
+    generate_listops(folder / "listops-1000", train=60, valid=13, test=17, limits=limits, num_workers=1, progress=False)
+    return folder
+
+
+def tiny_run(data, output, *overrides, recipe="tnn-lra-listops"):
+    return train(recipe, data=data, output=output, overrides=(*SMALL, *overrides))
+
+
+@pytest.fixture(scope="module")
+def run(listops, tmp_path_factory):
+    return tiny_run(listops, tmp_path_factory.mktemp("whole") / "run")
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_from_generator_to_accuracy_by_commands(tmp_path):
+    result = call("data", "listops", "--output", tmp_path / "lra", "--train", 30, "--valid", 8, "--test", 9,
+                  "--min-length", 4, "--max-length", 24, "--max-depth", 4, "--max-args", 4, "--workers", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    options = [part for override in SMALL for part in ("--set", override)]
+    result = call("train", "hgrn-lra-listops", "--data", tmp_path / "lra", "--output", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    result = call("evaluate", tmp_path / "run", "--json", tmp_path / "result.json")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert re.search(rf"accuracy +{100 * metrics['accuracy']:.2f}% .*\d of 9 examples, none skipped", result.stdout)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert (found["correct"], found["examples"]) == (metrics["correct"], 9)
+    assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+
+
+def test_a_run_says_what_it_is(run):
+    opened = Run(run)
+    assert opened.task == opened.metrics["task"] == "sequence-classification"
+    assert opened.metrics["accuracy"] == opened.metrics["correct"] / 17
+    assert opened.data_name == "Long Range Arena listops (s4)"
+    assert opened.metrics["validation"] == "as in the files"
+    model = AutoModelForSequenceClassification.from_pretrained(run)
+    assert isinstance(model, SubquadForSequenceClassification)
+    assert (model.config.num_labels, model.config.vocab_size, model.config.padding) == (10, 18, "ordinary")
+    with pytest.raises(ValueError, match="leave length and context_window out"):
+        evaluate_run(run, length=16)
+    assert "needs a model of the task causal-lm" in " ".join(call("generate", run).output.split())
+
+
+def test_the_best_model_has_the_best_validation_accuracy(run):
+    lines = [line for line in log_of(run) if "eval_accuracy" in line]
+    best = max(lines, key=lambda line: line["eval_accuracy"])
+    assert Run(run).metrics["best_step"] == best["step"]
+    result = evaluate_run(run, split="valid", progress=False)
+    assert (result.examples, result.accuracy) == (13, pytest.approx(best["eval_accuracy"]))
+    assert result.loss == pytest.approx(best["eval_loss"], rel=1e-5)
+
+
+def test_other_data_is_not_evaluated(run, listops, tmp_path):
+    moved = shutil.copytree(listops, tmp_path / "moved")
+    assert evaluate_run(run, moved, progress=False) == evaluate_run(run, progress=False)
+    table = moved / "listops-1000" / "basic_test.tsv"
+    table.write_bytes(table.read_bytes().replace(b"[MIN", b"[MAX"))
+    with pytest.raises(DataError, match="not the data that"):
+        evaluate_run(run, moved, progress=False)
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(run, listops, tmp_path, stop_after):
+    stop_after(8)
+    resumed = tiny_run(listops, tmp_path / "run")
+    train(None, resume=resumed)
+    assert_same(state(resumed, 20), state(run, 20))
+    assert numbers(resumed) == numbers(run)
+
+
+@pytest.mark.parametrize("padding", ["masked", "ordinary"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_depend_on_padding_as_the_recipe_says(family, padding):
+    recipe = load_recipe(f"{family}-lra-listops", ["model.hidden_size=16", f"model.padding={padding}"])
+    torch.manual_seed(0)
+    model = SubquadForSequenceClassification(classifier_config(recipe, vocab_size=18, input_features=None))
+    ids = torch.randint(3, 18, (2, 9))
+    model.train()
+    for _ in range(2):
+        model(ids)  # so that the statistics of batch norms are not the initial ones
+    model.double().eval()
+    padded = torch.cat([ids, torch.zeros(2, 5, dtype=torch.long)], dim=1)
+    mask = (padded != 0).long()
+    expected, found = model(ids).logits, model(padded, mask).logits
+    if padding == "masked" or family == "transformer":  # which is causal: real tokens never see padding behind them
+        assert_close(found, expected, torch.float64)
+    else:
+        assert (found - expected).abs().max() > 1e-6
+
+
+def norms_between(family, task, config):
+    """Parameters of the published models that have no use, and those that ours has beyond them."""
+    dim, layers = config.hidden_size, config.num_hidden_layers
+    if family in ("tnn", "ski-tnn", "fd-tnn"):
+        encoders = {"tnn": 1 if task in VOCABULARIES else 2}.get(family, 0)
+        rank = config.mixers[0].get("rpe_hidden_size") or 0
+        # Our encoder has a norm before each activation, the published one before the last.
+        return 2 * dim * layers - encoders * layers * 2 * (2 * rank)
+    return 2 * dim * (layers // 2) if family == "transnormer-t2" else 0
+
+
+@pytest.mark.filterwarnings("ignore:`decay` 1 makes:UserWarning")
+@pytest.mark.parametrize(("family", "task"), CELLS)
+def test_every_recipe_is_the_published_model(family, task):
+    name = f"{family}-lra-{task}"
+    recipe = load_recipe(name)
+    _check(recipe)
+    features = None if task in VOCABULARIES else 3 if recipe.data.colour else 1
+    config = classifier_config(recipe, vocab_size=VOCABULARIES.get(task), input_features=features)
+    with torch.device("meta"):
+        model = SubquadForSequenceClassification(config)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    published = PARAMETERS[family][TASKS.index(task)]
+    assert parameters == published - norms_between(family, task, config)
+    assert f"{parameters:,} parameters." in recipe_text(name).splitlines()[0]
+    assert recipe.training.steps % recipe.training.eval_steps == 0
+
+
+def test_every_cell_of_the_published_tables_has_a_recipe():
+    found = [name for name in list_recipes() if "-lra-" in name]
+    assert sorted(found) == sorted(f"{family}-lra-{task}" for family, task in CELLS)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.task=listop", "Did you mean 'listops'"),
+        ("data.pipeline=s5", "Did you mean 's4'"),
+        ("data.source=[a, b]", "must be a text"),
+        ("data.block_size=512", "unknown key 'block_size'"),
+        ("model.vocab_size=18", "it follows from data.task"),
+        ("model.poolin=mean", "Did you mean 'pooling'"),
+        ("data.colour=true", "colour is not for the task 'listops'"),
+    ],
+)
+def test_mistakes_are_named(listops, tmp_path, override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_run(listops, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"basic_train\.tsv"):
+        tiny_run(tmp_path, tmp_path / "run")
