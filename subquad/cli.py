@@ -88,6 +88,7 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of the recipe; may be repeated."),
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run; needs no recipe.")] = None,
+    init: Annotated[Path | None, typer.Option(metavar="RUN", help="Finetune the model of this run.")] = None,
 ) -> None:
     """Train a model from a recipe; prints the run folder."""
     if (recipe is None) == (resume is None):
@@ -95,7 +96,14 @@ def train(
     from subquad.training.train import train
 
     typer.echo(
-        train(recipe, data=_one_or_several(data), output=output, overrides=tuple(overrides or ()), resume=resume)
+        train(
+            recipe,
+            data=_one_or_several(data),
+            output=output,
+            overrides=tuple(overrides or ()),
+            resume=resume,
+            init=init,
+        )
     )
 
 
@@ -103,7 +111,9 @@ def train(
 def evaluate(
     run: RunFolder,
     data: Data = None,
-    split: Split = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Part of the data: train, valid or test. Default: test, of GLUE valid.")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens in a block. Default: the training length.")] = None,
     context_window: Annotated[
         int, typer.Option(help="Tokens of a block that repeat earlier text and are not scored.")
@@ -112,8 +122,9 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
 ) -> None:
     """Evaluate on a text: every token is scored, or of a masked model every masked one."""
-    from subquad.evaluation import evaluate_run
+    from subquad.evaluation import Run, evaluate_run
 
+    split = split or Run(run).evaluated_split
     result = evaluate_run(
         run, _one_or_several(data), split=split, length=length, context_window=context_window, device=device
     )
@@ -316,6 +327,23 @@ def generate_listops(
     files = generate_listops(output, train=train, valid=valid, test=test, limits=limits, seed=seed, num_workers=workers)
     for file in files:
         typer.echo(file)
+
+
+@data.command("pathfinder")
+def generate_pathfinder(
+    resolution: Annotated[int, typer.Option(help="Height and width: 32, 64, 128 (Path-X) or 256.")],
+    output: Annotated[Path, typer.Option(help="Folder to write pathfinder<RESOLUTION>/ to.")],
+    count: Annotated[int, typer.Option(help="Number of images.")],
+    difficulty: Annotated[str, typer.Option(help="hard, as in the Long Range Arena, intermediate or easy.")] = "hard",
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Random images of dashed paths and two discs, in the release's format."""
+    from subquad.data.lra import generate_pathfinder
+
+    made = generate_pathfinder(output, resolution, count, difficulty=difficulty, seed=seed, num_workers=workers)
+    typer.echo(f"{made.attempts / count:,.1f} attempts for each image, {made.most_attempts:,} at most")
+    typer.echo(made.folder)
 
 
 @app.command()

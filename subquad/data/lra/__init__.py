@@ -3,6 +3,7 @@
 from subquad.data.lra.cifar import read_cifar10
 from subquad.data.lra.datasets import LRAData, open_lra
 from subquad.data.lra.listops import ListOpsLimits, evaluate_listops, generate_listops
+from subquad.data.lra.pathfinder import draw_pathfinder, generate_pathfinder, pathfinder_parameters
 from subquad.data.lra.readers import read_listops, read_pathfinder, read_retrieval, read_text
 from subquad.data.lra.splits import random_split
 from subquad.data.lra.vocabulary import FrequencyVocabulary
@@ -11,9 +12,12 @@ __all__ = [
     "FrequencyVocabulary",
     "LRAData",
     "ListOpsLimits",
+    "draw_pathfinder",
     "evaluate_listops",
     "generate_listops",
+    "generate_pathfinder",
     "open_lra",
+    "pathfinder_parameters",
     "random_split",
     "read_cifar10",
     "read_listops",
