@@ -192,7 +192,7 @@ def fairseq_lm(tensors: dict[str, Tensor], **args: Any) -> Conversion:
         args.get("fina_act"),
         fairseq.channel_bias(args, tensors),
     )
-    unit = {"activation": activation_name(args.get("act_fun", "silu")), "bias": args.get("bias", True)}
+    unit = {"bias": args.get("bias", True)}
     return fairseq.language_model(
         _our_layout(tensors),
         {"decoder_normalize_before": True, **args},

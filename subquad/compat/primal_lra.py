@@ -218,10 +218,12 @@ def _classifier(
     mixed_precision: bool = False,
     attention_grad_checkpointing: bool = False,
 ) -> Conversion:
-    """Both models; `hybrid` is two layers, softmax and primal, whatever `num_layers` and `tied_weights` say."""
-    _check_attention(
-        attn_type, ("primal_cos",) if hybrid else ("primal_cos", "softmax"), transformer_dim, num_head, head_dim
-    )
+    """Both models, and their baseline where `attn_type` is "softmax"; `learn_pos_emb` is never read.
+
+    `hybrid` is two layers, softmax and primal, whatever `num_layers` and `tied_weights` say.
+    """
+    _check_attention(attn_type, ("primal_cos", "softmax"), transformer_dim, num_head, head_dim)
+    hybrid = hybrid and attn_type == "primal_cos"
     for name, value, known in (
         ("model_class", model_class, ("ModelForSC", "ModelForSCDual")),
         ("pooling_mode", pooling_mode, ("MEAN", "CLS")),
@@ -230,8 +232,6 @@ def _classifier(
             raise ValueError(unknown_name(name, value, known))
     if embedding_dim != transformer_dim:
         raise ValueError(f"`embedding_dim` must be `transformer_dim` {transformer_dim}, got {embedding_dim}")
-    if not learn_pos_emb:
-        raise ValueError("`learn_pos_emb` cannot be false: all published models learn their positions")
     if attn_type == "primal_cos" and low_rank is None:
         raise ValueError("the configuration of a Primal-Attention must have low_rank")
     kinds = ["softmax", "primal_cos"] if hybrid else [attn_type] * num_layers
@@ -270,6 +270,6 @@ def lra_former(tensors: dict[str, Tensor], **config: Any) -> Conversion:
 
 @register_family("primal.lra_trans")
 def lra_trans(tensors: dict[str, Tensor], **config: Any) -> Conversion:
-    """Primal.+Trans.: a softmax layer, then a primal one."""
+    """Primal.+Trans., a softmax layer, then a primal one, or with `attn_type` "softmax" the published baseline."""
     check_options("primal.lra_trans", _classifier, config)
     return _classifier(tensors, True, **config)

@@ -85,7 +85,7 @@ class SeriesClassifier(nn.Module):
             mask: (batch, max_len), 1 for real positions.
 
         Returns:
-            `y` (batch, num_classes), the logits, and `ksvd` (batch,), the mean over the primal layers of J².
+            `y` (batch, num_classes), the logits, and where layers are primal `ksvd` (batch,), the mean over them of J².
 
         Raises:
             ValueError: If the series have another length.
@@ -97,8 +97,9 @@ class SeriesClassifier(nn.Module):
         for block in self.layers:
             x = block(x)[0]
         x = self.dropout(self.activation(self.norm(x))) * mask.unsqueeze(-1)
-        ksvd = torch.stack(take_objectives(self)).square().mean(0)
-        return {"y": self.output_layer(x.flatten(1)), "ksvd": ksvd}
+        outputs = {"y": self.output_layer(x.flatten(1))}
+        objectives = take_objectives(self)
+        return outputs | {"ksvd": torch.stack(objectives).square().mean(0)} if objectives else outputs
 
 
 @register_family("primal.timeseries")
@@ -113,15 +114,11 @@ def timeseries(
     attn_type: str = "primal_cos",
 ) -> Conversion:
     """The bidirectional layer over (batch, length, dim)."""
-    _check_attention(attn_type)
+    if attn_type != "primal_cos":
+        raise ValueError(unknown_name("attn_type", attn_type, ("primal_cos",)))
     attention = _attention(d_model, n_heads, low_rank, rank_multi, max_seq_len)
     tensors.pop("indices", None)
     return Conversion(PublishedLayer(attention), tensors, [*UNWRAP, *NAMES])
-
-
-def _check_attention(attn_type: str) -> None:
-    if attn_type != "primal_cos":
-        raise ValueError(unknown_name("attn_type", attn_type, ("primal_cos",)))
 
 
 def _classifier(
@@ -130,30 +127,39 @@ def _classifier(
     *,
     feat_dim: int,
     max_len: int,
-    d_model: int,
-    n_heads: int,
-    d_ff: int,
-    num_layers: int,
-    num_classes: int,
-    low_rank: int,
-    rank_multi: int,
     attn_type: str = "primal_cos",
-    dropout: float = 0.1,
-    pos_encoding: str = "learnable",
+    d_model: int = 512,
+    n_heads: int = 8,
+    num_layers: int = 3,
+    d_ff: int = 512,
+    num_classes: int = 100,
+    dropout: float = 0.0,
+    pos_encoding: str = "fixed",
     activation: str = "gelu",
     norm: str = "BatchNorm",
+    freeze: bool = False,
+    low_rank: int = 20,
+    rank_multi: int = 10,
+    nb_features: int = 64,
+    factor: int = 5,
 ) -> Conversion:
-    """Both models; `hybrid` is two layers, softmax and primal. `norm` is never read: all norms are LayerNorms."""
-    _check_attention(attn_type)
-    if pos_encoding not in ("learnable", "fixed"):
-        raise ValueError(unknown_name("pos_encoding", pos_encoding, ("learnable", "fixed")))
-    if activation not in ("gelu", "relu"):
-        raise ValueError(unknown_name("activation", activation, ("gelu", "relu")))
-    mixers: list[Mixer] = [
-        _attention(d_model, n_heads, low_rank, rank_multi, max_len) for _ in range(1 if hybrid else num_layers)
-    ]
-    if hybrid:
-        mixers.insert(0, SoftmaxAttention(d_model, causal=False, num_heads=n_heads, dropout=dropout))
+    """Both models, and their baseline where `attn_type` is "softmax"; `hybrid` is two layers, softmax and `attn_type`.
+
+    `norm` is never read, all norms are LayerNorms; `nb_features` and `factor` are those of other attentions.
+    """
+    for name, value, known in (
+        ("attn_type", attn_type, ("primal_cos", "softmax")),
+        ("pos_encoding", pos_encoding, ("learnable", "fixed")),
+        ("activation", activation, ("gelu", "relu")),
+    ):
+        if value not in known:
+            raise ValueError(unknown_name(name, value, known))
+    mixers: list[Mixer] = []
+    for kind in ["softmax", attn_type] if hybrid else [attn_type] * num_layers:
+        if kind == "softmax":
+            mixers.append(SoftmaxAttention(d_model, causal=False, num_heads=n_heads, dropout=dropout))
+        else:
+            mixers.append(_attention(d_model, n_heads, low_rank, rank_multi, max_len))
     classifier = SeriesClassifier(
         blocks(mixers, d_ff, dropout=dropout, activation=activation, norm_position="post"),
         d_model,
@@ -171,7 +177,7 @@ def _classifier(
 
 @register_family("primal.ts_former")
 def ts_former(tensors: dict[str, Tensor], **config: Any) -> Conversion:
-    """PrimalFormer."""
+    """PrimalFormer, or with `attn_type` "softmax" the published baseline."""
     check_options("primal.ts_former", _classifier, config)
     return _classifier(tensors, False, **config)
 

@@ -15,6 +15,7 @@ from subquad.compat.primal import (
     take_objectives,
 )
 from subquad.compat.reference import UNWRAP, Conversion, Rules, register_family
+from subquad.layers.patches import Size, as_pair
 from subquad.mixers import Mixer, SoftmaxAttention
 from subquad.registry import unknown_name
 
@@ -70,8 +71,8 @@ class ImageClassifier(nn.Module):
     Args:
         layers: The blocks.
         dim: Features.
-        img_size: Height and width of the images.
-        patch_size: Height and width of a patch.
+        img_size: Height and width of the images, or one number for both.
+        patch_size: Height and width of a patch, or one number for both.
         in_chans: Channels of the images.
         num_classes: Classes.
         norm_eps: Epsilon of all norms.
@@ -84,8 +85,8 @@ class ImageClassifier(nn.Module):
         layers: nn.ModuleList,
         dim: int,
         *,
-        img_size: int,
-        patch_size: int,
+        img_size: Size,
+        patch_size: Size,
         in_chans: int,
         num_classes: int,
         norm_eps: float,
@@ -93,7 +94,8 @@ class ImageClassifier(nn.Module):
         average: bool,
     ):
         super().__init__()
-        self.patch_embed = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        patch = as_pair(patch_size)
+        self.patch_embed = nn.Conv2d(in_chans, dim, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, _num_positions(img_size, patch_size), dim))
         self.dropout = nn.Dropout(dropout)
@@ -118,8 +120,9 @@ class ImageClassifier(nn.Module):
         return {"y": self.head(features), "ksvd": square_of_mean(take_objectives(self))}
 
 
-def _num_positions(img_size: int, patch_size: int) -> int:
-    return (img_size // patch_size) ** 2 + 1
+def _num_positions(img_size: Size, patch_size: Size) -> int:
+    (height, width), (rows, columns) = as_pair(img_size), as_pair(patch_size)
+    return (height // rows) * (width // columns) + 1
 
 
 @register_family("primal.cv")
@@ -127,8 +130,8 @@ def cv(
     tensors: dict[str, Tensor],
     *,
     dim: int,
-    embed_len: int,
-    low_rank: int,
+    embed_len: int = 197,
+    low_rank: int = 20,
     num_heads: int = 8,
     rank_multi: int = 10,
     qk_bias: bool = False,
@@ -158,8 +161,8 @@ def cv_vit(
     tensors: dict[str, Tensor],
     *,
     low_rank: int,
-    img_size: int = 224,
-    patch_size: int = 16,
+    img_size: Size = 224,
+    patch_size: Size = 16,
     in_chans: int = 3,
     num_classes: int = 1000,
     embed_dim: int = 768,
@@ -170,6 +173,7 @@ def cv_vit(
     rank_multi: int = 10,
     num_ksvd_layer: int = 1,
     drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     norm_eps: float = 1e-6,
 ) -> Conversion:
@@ -177,7 +181,7 @@ def cv_vit(
     if not 0 < num_ksvd_layer <= depth:
         raise ValueError(f"`num_ksvd_layer` must be 1 … {depth}, the depth, got {num_ksvd_layer}")
     mixers = [
-        _input_biases(SoftmaxAttention(embed_dim, causal=False, num_heads=num_heads), qkv_bias)
+        _input_biases(SoftmaxAttention(embed_dim, False, num_heads=num_heads, dropout=attn_drop_rate), qkv_bias)
         for _ in range(depth - num_ksvd_layer)
     ]
     length = _num_positions(img_size, patch_size)
@@ -203,8 +207,8 @@ def cv_former(
     tensors: dict[str, Tensor],
     *,
     low_rank: list[int],
-    img_size: int = 224,
-    patch_size: int = 16,
+    img_size: Size = 224,
+    patch_size: Size = 16,
     in_chans: int = 3,
     num_classes: int = 1000,
     global_pool: str = "token",

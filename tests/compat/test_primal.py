@@ -77,8 +77,8 @@ def test_padding_is_ignored_until_the_model_is_saved_and_read_back(load, tmp_pat
     ours = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     text = tokens[:1, :6]
     right, left = F.pad(text, (0, 3), value=1), F.pad(text, (3, 0), value=1)
-    alone = model(text).logits
     for candidate in (model, ours):
+        alone = candidate(text).logits
         assert_close(candidate(right, attention_mask=right != 1).logits[:, :6], alone)
     assert_close(ours(left, attention_mask=left != 1).logits[:, 3:], alone)
     assert error_ratio(model(left).logits[:, 3:], alone) > 1e-3
@@ -174,6 +174,29 @@ def test_fixed_positions_of_series_are_not_trained(load):
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["positions"]
 
 
+def test_softmax_baselines(load):
+    """Every folder of the published code trains one: series with the layer that the hybrid has below a primal one."""
+    _, config, state, (x, mask), _, _ = load("primal-ts_trans-base")
+    layer, other = "encoder.attn_layers.0.", "encoder.attn_layers.1."
+    state = {name: t for name, t in state.items() if not name.startswith(other)}
+    state |= {name.replace(layer, other): t for name, t in state.items() if name.startswith(layer)}
+    config |= {"attn_type": "softmax"}
+    hybrid, former = (from_reference(f"primal.ts_{kind}", config, state) for kind in ("trans", "former"))
+    assert list(hybrid(x, mask)) == ["y"]
+    assert_close(hybrid(x, mask)["y"], former(x, mask)["y"])
+    _, config, state, inputs, y, _ = load("primal-lra_former-tied-softmax")
+    config |= {"learn_pos_emb": False}
+    assert_close(from_reference("primal.lra_trans", config, state)(*inputs)["y"], y)
+
+
+def test_images_need_not_be_square(load):
+    """The same patches in one row, and in three."""
+    family, config, state, (images,), _, _ = load("primal-cv_vit-base")
+    row = torch.cat(images.split(4, dim=2), dim=3)
+    wide = from_reference(family, {**config, "img_size": [4, 36]}, state)
+    assert_close(wide(row)["y"], from_reference(family, config, state)(images)["y"])
+
+
 def test_patches_are_averaged_before_the_norm(load):
     """The norm is that of the class token, under another name."""
     family, config, state, (image,), _, _ = load("primal-cv_former-base")
@@ -236,9 +259,9 @@ def test_published_sizes(family, config, count):
         ("primal-lra_former-base", {"pooling_mode": "mean"}, "unknown pooling_mode"),
         ("primal-lra_former-base", {"low_rank": None}, "must have low_rank"),
         ("primal-lra_former-base", {"embedding_dim": 8}, "must be `transformer_dim` 16, got 8"),
-        ("primal-lra_former-base", {"learn_pos_emb": False}, "learn their positions"),
         ("primal-fairseq_lm-base-tied", {"decoder_layers": None}, "must have decoder_layers"),
         ("primal-timeseries-base", {"attn_type": "softmax"}, "unknown attn_type 'softmax'"),
+        ("primal-ts_former-base", {"attn_type": "linear"}, "unknown attn_type 'linear'"),
         ("primal-ts_former-base", {"pos_encoding": "learned"}, "unknown pos_encoding 'learned'"),
         ("primal-ts_former-base", {"activation": "silu"}, "unknown activation 'silu'"),
         ("primal-cv_vit-base", {"num_ksvd_layer": 4}, "must be 1 … 3, the depth, got 4"),
