@@ -140,6 +140,39 @@ def evaluate(
 
 
 @app.command()
+def glue(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option(help="Folder for a run of each task and seed, glue.json and glue.csv.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder with the official files of all tasks, or hf:DATASET. Default: hf:nyu-mll/glue."),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, as in mrpc,rte. Default: all eight.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of each task; the table has their median.")] = "1,2,3,4,5",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of every recipe; may be repeated."),
+    ] = None,
+) -> None:
+    """Finetune a model on every task of GLUE and print one table; finished runs are not done again."""
+    from subquad.training.glue import finetune_suite
+
+    head, rows = finetune_suite(
+        run,
+        output,
+        data=data,
+        tasks=None if tasks is None else tasks.replace(",", " ").split(),
+        seeds=_positive_numbers("--seeds", seeds),
+        overrides=tuple(overrides or ()),
+    )
+    _print_table(head, rows)
+    typer.echo(
+        "median over the seeds, × 100: MRPC is F1, CoLA Matthews' and STS-B Pearson's correlation, all else accuracy"
+    )
+    typer.echo(output / "glue.json")
+
+
+@app.command()
 def extrapolate(
     run: RunFolder,
     lengths: Annotated[str, typer.Option(help="Lengths to evaluate at, as in 256,512,1024.")],
@@ -150,7 +183,9 @@ def extrapolate(
     """Evaluate at many lengths; writes extrapolation.json, .csv and .png into the run folder."""
     from subquad.evaluation import extrapolate_run
 
-    results = extrapolate_run(run, _lengths(lengths), _one_or_several(data), split=split, device=device)
+    results = extrapolate_run(
+        run, _positive_numbers("--lengths", lengths), _one_or_several(data), split=split, device=device
+    )
     _print_table(
         ["length", "perplexity", "per word", "bits/byte", "loss"],
         [
@@ -382,10 +417,10 @@ def _one_or_several(values: list[str] | None) -> str | list[str] | None:
     return values[0] if values and len(values) == 1 else values or None
 
 
-def _lengths(text: str) -> list[int]:
+def _positive_numbers(option: str, text: str) -> list[int]:
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--lengths must be positive numbers with commas, as in 256,512,1024, got {text!r}")
+        raise ValueError(f"{option} must be positive numbers with commas, as in 1,2,3, got {text!r}")
     return [int(part) for part in parts]
 
 

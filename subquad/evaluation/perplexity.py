@@ -255,13 +255,13 @@ def evaluate_run(
         ValueError: See `evaluate_perplexity`, `evaluate_masked_perplexity` and `evaluate_accuracy`.
     """
     run = Run(folder)
+    split = split or run.evaluated_split
     if run.task in ("sequence-classification", "glue") and (length or context_window):
         raise ValueError("a classifier sees whole sequences: leave length and context_window out")
     if run.task == "glue":
         if data is not None and not isinstance(data, str | Path):
             raise ValueError(f"the data of GLUE is one folder or hf:NAME, got {data}")
-        return evaluate_glue_run(run, data, split or "valid", device=device, progress=progress)
-    split = split or "test"
+        return evaluate_glue_run(run, data, split, device=device, progress=progress)
     if run.task == "sequence-classification":
         examples = open_examples(run, data, split, progress=progress)
         return evaluate_accuracy(run.load_model(device), examples, batch_size=run.device_batch_size, progress=progress)

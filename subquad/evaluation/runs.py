@@ -147,6 +147,11 @@ class Run:
         return self._field(self.recipe, "data", "block_mode") or "none"
 
     @property
+    def evaluated_split(self) -> str:
+        """The part of the data that figures are of: the test split, where its labels are public."""
+        return "valid" if self.task == "glue" else "test"
+
+    @property
     def masking(self) -> dict[str, Any] | None:
         """How the recipe masks tokens; None: in the default way."""
         return self._field(self.recipe, "data", "masking", kind=dict)
