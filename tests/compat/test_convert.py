@@ -177,7 +177,9 @@ class TestFairseq:
         assert made.vocabulary == config["vocab_size"]
         model = Run(made.folder).load_model("cpu")
         holds_the_same(model, expected)
-        assert_close(model(tokens).logits, expected(tokens).logits)
+        # Fairseq's own table of positions is float32 in a model of any precision, ours is not.
+        dtype = torch.float32 if family in ("transformer.fairseq_lm", "primal.fairseq_lm") else torch.float64
+        assert_close(model(tokens).logits, expected(tokens).logits, dtype)
 
     @pytest.mark.parametrize("name", LANGUAGE_MODELS)
     def test_tensors_tell_sizes_and_parts(self, load, name):
