@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from data.lra import lra_files
 from support import assert_close
 from training_runs import assert_same, log_of, numbers, state
 from transformers import AutoModelForSequenceClassification
@@ -145,6 +146,50 @@ def test_logits_depend_on_padding_as_the_recipe_says(family, padding):
         assert_close(found, expected, torch.float64)
     else:
         assert (found - expected).abs().max() > 1e-6
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A few examples of every task but ListOps, in one folder."""
+    folder = tmp_path_factory.mktemp("files")
+    lra_files.text(folder / "aclImdb")
+    lra_files.retrieval(folder / "tsv_data")
+    lra_files.cifar(folder / "cifar-10-batches-py")
+    lra_files.pathfinder(folder / "pathfinder32")
+    lra_files.pathfinder(folder / "pathfinder128", resolution=128)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "expected"),
+    [
+        ("tnn-lra-text", (), (6, 2, None)),
+        ("hgrn-lra-text", ("data.valid_fraction=0.34",), (6, 2, None)),
+        ("transnormer-t1-lra-retrieval", ("model.num_hidden_layers=4",), (2, 2, None)),
+        ("tnn-lra-image", (), (4, 10, 1)),
+        ("hgrn-lra-image", (), (4, 10, 3)),
+        ("fd-tnn-lra-pathfinder", (), (1, 2, 1)),
+        ("tnn-lra-pathx", (), (1, 2, 1)),
+        ("tnn-lra-retrieval", ("data.pipeline=byte", "model.padding=masked"), (2, 2, None)),
+        ("transformer-lra-image", ("data.pipeline=byte", "model.padding=masked"), (4, 10, None)),
+    ],
+)
+def test_every_kind_of_input_is_learned_from(files, tmp_path, recipe, overrides, expected):
+    short = ("training.steps=2", "training.eval_steps=2", "training.batch_size=2", "training.device_batch_size=2")
+    folder = tiny_run(files, tmp_path / "run", *short, *overrides, recipe=recipe)
+    result = evaluate_run(folder, progress=False)
+    config = Run(folder).load_model().config
+    assert (result.examples, config.num_labels, config.input_features) == expected
+    assert result.correct == Run(folder).metrics["correct"]
+    assert config.classifier == ("pair" if "retrieval" in recipe else "linear")
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, "chosen on the test set"), (0.34, "held out with seed 42")])
+def test_a_result_says_what_text_was_validated_on(files, tmp_path, fraction, expected):
+    short = ("training.steps=1", "training.eval_steps=1", f"data.valid_fraction={fraction}")
+    folder = tiny_run(files, tmp_path / "run", *short, recipe="transformer-lra-text")
+    assert expected in Run(folder).metrics["validation"]
+    assert expected in Run(folder).info["data"]["split_rule"]
 
 
 def norms_between(family, task, config):

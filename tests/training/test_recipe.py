@@ -102,7 +102,8 @@ def test_shipped_recipes_are_valid_and_complete(name):
         {"masking"} if content["task"] == "causal-lm" else set()
     )
     assert set(content["training"]) == set(TrainingRecipe.__annotations__)
-    _check(load_recipe(name))
+    if content["task"] != "glue":  # needs a run to finetune: see test_finetuning.py
+        _check(load_recipe(name))
 
 
 @pytest.mark.parametrize("name", list_recipes())
