@@ -1,8 +1,10 @@
 """CIFAR-10 (Krizhevsky, 2009) as its pickles of Python hold it; nothing in them is executed."""
 
+import hashlib
 import io
 import math
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,15 @@ from subquad.data.errors import DataError, DataNotFoundError
 
 FILES = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
 PIXELS = 3 * 32 * 32
+BATCH_SIZE = 10_000
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,24 +65,26 @@ def cifar10_files(root: str | Path, part: str) -> list[Path]:
     return files
 
 
-def read_cifar10(root: str | Path, part: str) -> CifarImages:
+def read_cifar10(root: str | Path, part: str, *, strict: bool = False) -> CifarImages:
     """Read the images of a part, `train` or `test`.
 
     Args:
         root: Where the data is; see `cifar10_files`.
         part: train (five batches) or test.
+        strict: A whole batch that is not the published one is an error; otherwise a warning.
 
     Raises:
         DataNotFoundError: The folder or a batch is missing.
         DataError: A batch is not what the data set has.
     """
-    batches = [_read_batch(path) for path in cifar10_files(root, part)]
+    batches = [_read_batch(path, strict) for path in cifar10_files(root, part)]
     return CifarImages(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
 
 
-def _read_batch(path: Path) -> CifarImages:
+def _read_batch(path: Path, strict: bool) -> CifarImages:
+    content = path.read_bytes()
     try:
-        batch = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         batch = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
@@ -87,6 +100,12 @@ def _read_batch(path: Path) -> CifarImages:
         raise DataError(f"{path}: `data` must be uint8 of the shape (10000, {PIXELS}), got {data}")
     if len(labels) != len(pixels) or not all(type(label) is int and 0 <= label <= 9 for label in labels):
         raise DataError(f"{path}: `labels` must be a whole number from 0 to 9 for each of {len(pixels)} images")
+    # Batches of another size are no copies of the published ones, and are told by their size.
+    if len(pixels) == BATCH_SIZE and hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5[path.name]:
+        message = f"{path}: not the published file, whose MD5 is {MD5[path.name]}"
+        if strict:
+            raise DataError(message)
+        warnings.warn(message, stacklevel=2)
     images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return CifarImages(images, np.array(labels, dtype=np.int64))
 

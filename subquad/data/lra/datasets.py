@@ -309,7 +309,7 @@ class LRAData:
         digest = hashlib.sha256(f"{self.task} {self.pipeline}".encode())
         for examples in (self.train, self.valid, self.test):
             for array in examples.identity():
-                digest.update(np.ascontiguousarray(array))
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -401,7 +401,7 @@ def open_lra(
 def _open_cifar(
     task: str, root: Path, pipeline: str, convert: Callable, augment: bool, seed: int, strict: bool
 ) -> list[ImageExamples]:
-    parts: dict[str, CifarImages] = {part: read_cifar10(root, part) for part in ("train", "test")}
+    parts: dict[str, CifarImages] = {part: read_cifar10(root, part, strict=strict) for part in ("train", "test")}
     for part, images in parts.items():
         readers.check_size(task, part, len(images), strict=strict)
     size = len(parts["train"])

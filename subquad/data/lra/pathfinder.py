@@ -18,7 +18,7 @@ import numpy as np
 
 from subquad.data.errors import DataError
 from subquad.data.lra.parallel import map_in_order
-from subquad.data.lra.readers import DIFFICULTIES, pillow
+from subquad.data.lra.readers import DIFFICULTIES, check_pathfinder, pillow
 
 ANTIALIAS = 2  # lines are drawn so many times larger, and reduced
 COLLISION = 1.8  # a segment whose mask and the occupied places add up to this does not fit
@@ -82,10 +82,7 @@ def pathfinder_parameters(resolution: int, difficulty: str = "hard") -> Pathfind
     Raises:
         ValueError: There is no such resolution or difficulty.
     """
-    if resolution not in _HARD:
-        raise ValueError(f"Pathfinder has the resolutions {', '.join(map(str, _HARD))}, got {resolution}")
-    if difficulty not in _LENGTHS:
-        raise ValueError(f"Pathfinder has the difficulties {', '.join(_LENGTHS)}, got {difficulty!r}")
+    check_pathfinder(resolution, difficulty)
     target, distractor = _LENGTHS[difficulty]
     return replace(_HARD[resolution], target_length=target, distractor_length=distractor)
 
@@ -407,7 +404,7 @@ def generate_pathfinder(
     """
     from tqdm import tqdm
 
-    pathfinder_parameters(resolution, difficulty)
+    check_pathfinder(resolution, difficulty)
     pillow()
     if count < 1:
         raise ValueError(f"the number of images must be 1 or more, got {count}")

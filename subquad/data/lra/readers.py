@@ -251,6 +251,14 @@ class PathfinderImages:
         return _read_image(self.folder / self.files[index], self.resolution)
 
 
+def check_pathfinder(resolution: int, difficulty: str) -> None:
+    """Raise a ValueError unless Pathfinder has images of that resolution and difficulty."""
+    if resolution not in RESOLUTIONS:
+        raise ValueError(f"Pathfinder has the resolutions {', '.join(map(str, RESOLUTIONS))}, got {resolution}")
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f"Pathfinder has the difficulties {', '.join(DIFFICULTIES)}, got {difficulty!r}")
+
+
 def pathfinder_folder(root: str | Path, resolution: int = 32, difficulty: str = "hard") -> Path:
     """`ROOT[/lra_release[/lra_release]][/pathfinder]/pathfinderRESOLUTION/DIFFICULTY`.
 
@@ -258,10 +266,7 @@ def pathfinder_folder(root: str | Path, resolution: int = 32, difficulty: str = 
         DataNotFoundError: There is none.
         ValueError: There is no such resolution or difficulty.
     """
-    if resolution not in RESOLUTIONS:
-        raise ValueError(f"Pathfinder has the resolutions {', '.join(map(str, RESOLUTIONS))}, got {resolution}")
-    if difficulty not in DIFFICULTIES:
-        raise ValueError(f"Pathfinder has the difficulties {', '.join(DIFFICULTIES)}, got {difficulty!r}")
+    check_pathfinder(resolution, difficulty)
     places = (f"pathfinder{resolution}", f"pathfinder/pathfinder{resolution}")
     folders = [
         Path(root).absolute() / prefix / place / DIFFICULTIES[difficulty] for prefix in _RELEASE for place in places

@@ -332,6 +332,16 @@ def test_bad_cifar(tmp_path, change, message, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+def test_whole_batches_of_cifar_are_the_published_ones(tmp_path):
+    write.cifar(tmp_path / "cifar-10-batches-py")
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path.write_bytes(pickle.dumps({b"data": np.zeros((10_000, 3072), np.uint8), b"labels": [0] * 10_000}, 2))
+    with pytest.warns(UserWarning, match=f"^{path}: not the published file, whose MD5 is 40351d587109b95175f43aff81"):
+        assert len(read_cifar10(tmp_path, "test")) == 10_000
+    with pytest.raises(DataError, match="not the published file"):
+        read_cifar10(tmp_path, "test", strict=True)
+
+
 def test_numbers_of_examples():
     check_size("listops", "test", 2000, strict=True)
     with pytest.warns(UserWarning, match="Arena listops, split test: 7 examples; the published data has 2,000"):
