@@ -129,7 +129,7 @@ class TokenExamples(Dataset[dict[str, Any]]):
 
     def identity(self) -> list[np.ndarray]:
         """What tells these examples from others."""
-        return [self.ids, self.ends, self.labels]
+        return [self.ids, self.ends, self.labels, self.indices]
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pad on the right.

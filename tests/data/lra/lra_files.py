@@ -1,6 +1,7 @@
-"""Small copies of the data sets, as the release arranges them."""
+"""Small copies of the data sets, as the release arranges them, and workers that start at once."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,3 +60,18 @@ def pathfinder(folder, resolution=32, difficulty="curv_contour_length_14", files
         path = folder / difficulty / "metadata" / f"{k}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
+
+
+class _Workers(ThreadPoolExecutor):
+    """Processes that need not import torch: threads, which get work and give results as processes would."""
+
+    def __init__(self, num_workers, context):
+        super().__init__(num_workers)
+
+    def submit(self, function, item):
+        function, item = pickle.loads(pickle.dumps((function, item)))
+        return super().submit(lambda: pickle.loads(pickle.dumps(function(item))))
+
+
+def work_in_threads(monkeypatch):
+    monkeypatch.setattr("subquad.data.lra.parallel.ProcessPoolExecutor", _Workers)

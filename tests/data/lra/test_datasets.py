@@ -128,6 +128,7 @@ def test_reviews_are_validated_on_the_test_set_unless_told(tmp_path):
     parts = sorted(ids(held_out.train) + ids(held_out.valid))
     assert parts == sorted(ids(data.train))
     assert "held out with seed 42" in held_out.validation
+    assert held_out.fingerprint != data.fingerprint == open_task("text", tmp_path).fingerprint
     with pytest.raises(ValueError, match="6 examples are too few to be divided"):
         open_task("text", tmp_path, valid_fraction=0.99)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import lra_files
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -137,6 +138,9 @@ def test_an_image_depends_on_the_seed_and_its_number(tmp_path, monkeypatch):
     first = content(generate(tmp_path / "first").folder)
     monkeypatch.setattr("subquad.data.lra.pathfinder.IMAGES_PER_CALL", 3)
     longer = content(generate(tmp_path / "longer", count=7).folder)
+    lra_files.work_in_threads(monkeypatch)
+    shared_out = content(generate(tmp_path / "shared out", count=7, num_workers=3).folder)
+    assert shared_out == longer
     images = [name for name in first if name.endswith(".png")]
     assert all(longer[name] == first[name] for name in images)
     assert longer["metadata/0.npy"].startswith(first["metadata/0.npy"])
