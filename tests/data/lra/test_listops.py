@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from subquad import cli
 from subquad.data import DataError
-from subquad.data.lra import ListOpsLimits, evaluate_listops, generate_listops
+from subquad.data.lra import ListOpsLimits, evaluate_listops, generate_listops, read_listops
 from subquad.data.lra.listops import DIGITS, OPERATORS, _draw_block, parenthesized, random_expression
 
 SMALL = ListOpsLimits(min_length=8, max_length=64, max_depth=4, max_args=5)
@@ -191,6 +191,7 @@ def test_files(tmp_path):
             assert source.split() == parenthesized(plain)
             sources.append(source)
     assert len(set(sources)) == 42
+    assert len(list(read_listops(tmp_path / "made", "valid", strict=True))) == 5
 
 
 def test_files_depend_on_the_seed_alone(tmp_path, monkeypatch):
