@@ -19,6 +19,7 @@ import torch
 
 from subquad.evaluation.extrapolation import max_positions
 from subquad.evaluation.runs import Run
+from subquad.models import SubquadForSequenceClassification
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 DECODE_STEPS = 24
@@ -83,13 +84,13 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
     On a CPU the memory is that of the process: call it in a fresh one, as `measure_run` does.
 
     Args:
-        model: A causal language model of transformers.
-        batch_size: Sequences in a step.
+        model: A language model of transformers, or a sequence classifier of ours.
+        batch_size: Sequences, or pairs of them, in a step.
         length: Tokens in a sequence.
         steps: Steps that are timed, after one that is not.
     """
     device = model.device
-    tokens = torch.randint(model.config.vocab_size, (batch_size, length), device=device)
+    inputs = _random_inputs(model, batch_size, length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     memory_before = _resident_bytes("VmRSS")
     if device.type == "cuda":
@@ -98,7 +99,7 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
     times = []
     for _ in range(steps + 1):
         start = _now(device)
-        model(tokens, labels=tokens).loss.backward()
+        model(**inputs).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(_now(device) - start)
@@ -110,6 +111,19 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
             peak = peak - memory_before + weights
     return TrainingSpeed(batch_size, length, batch_size * length / min(times[1:]), peak)
+
+
+def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """The arguments of a training step, with labels."""
+    config, device = model.config, model.device
+    if not isinstance(model, SubquadForSequenceClassification):
+        tokens = torch.randint(config.vocab_size, (batch_size, length), device=device)
+        return {"input_ids": tokens, "labels": tokens}
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    if config.input_features is not None:
+        return {"input_values": torch.rand(batch_size, length, config.input_features, device=device), "labels": labels}
+    shape = (batch_size, 2, length) if config.classifier == "pair" else (batch_size, length)
+    return {"input_ids": torch.randint(config.vocab_size, shape, device=device), "labels": labels}
 
 
 @torch.inference_mode()

@@ -138,8 +138,9 @@ class Run:
 
     @property
     def training_length(self) -> int | None:
-        """Tokens in a training block."""
-        return self._field(self.recipe, "data", "block_size", kind=int)
+        """Tokens in a training block, or of an example the most."""
+        lengths = (self._field(self.recipe, "data", name, kind=int) for name in ("block_size", "max_length"))
+        return next((length for length in lengths if length is not None), None)
 
     @property
     def block_mode(self) -> Any:

@@ -36,7 +36,8 @@ def finetune_suite(
         The names of the columns and the rows of the table; see `subquad.evaluation.glue.glue_table`.
 
     Raises:
-        ValueError: See `train`; or there are no seeds, or one is given twice.
+        ValueError: See `train`; or there are no tasks or seeds, one is given twice, a run was interrupted, or the
+            folder holds runs that were finetuned from another.
     """
     tasks = list(GLUE_TASKS) if tasks is None else list(tasks)
     for task in tasks:
@@ -72,6 +73,8 @@ def _finished(
     elif not (folder / "metrics.json").is_file():
         train(None, resume=folder)
     run = Run(folder)
+    if run.recipe.get("init") != str(Path(init).resolve()):
+        raise ValueError(f"{folder}: was finetuned from {run.recipe.get('init')}: choose another output")
     if not run.metrics:
         raise ValueError(f"{folder}: was interrupted; the same command continues it")
     return run

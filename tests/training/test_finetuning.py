@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.glue import GLUE_TASKS
-from subquad.evaluation import Run, compare, evaluate_run
+from subquad.evaluation import Run, compare, evaluate_run, measure_run
 from subquad.evaluation.glue import evaluate_glue, glue_table
 from subquad.training.glue import finetune_suite
 from subquad.training.recipe import load_recipe
@@ -157,8 +157,11 @@ def test_f1_is_that_of_the_label_1(pretrained, data):
 
 
 def test_runs_are_compared(mnli, pretrained, tmp_path):
-    page = compare([mnli, pretrained], tmp_path, measure=False)
+    page = compare([mnli, pretrained], tmp_path)
     assert "mnli" in page.read_text()
+    efficiency = measure_run(mnli, batch_size=2, length=16)
+    assert efficiency.training.tokens_per_second > 0
+    assert efficiency.generation == []
 
 
 def test_commands(pretrained, data, mnli, tmp_path):
@@ -180,10 +183,13 @@ def test_commands(pretrained, data, mnli, tmp_path):
         assert message in " ".join(result.output.split())
 
 
-def test_the_suite_writes_one_table(pretrained, data, tmp_path):
+def test_the_suite_writes_one_table(pretrained, data, tmp_path, stop_after):
     output = tmp_path / "suite"
-    options = {"tasks": ["rte", "cola"], "seeds": [1, 2, 3], "overrides": SHRUNK}
-    table = finetune_suite(pretrained, output, data=data, **options)
+    options = {"data": data, "tasks": ["rte", "cola"], "seeds": [1, 2, 3], "overrides": SHRUNK}
+    stop_after(5)
+    with pytest.raises(ValueError, match="rte-seed1: was interrupted; the same command continues it"):
+        finetune_suite(pretrained, output, **options)
+    table = finetune_suite(pretrained, output, **options)
     assert {path.name for path in output.iterdir()} == {
         *(f"{task}-seed{seed}" for task in ("rte", "cola") for seed in (1, 2, 3)),
         "glue.json",
@@ -194,11 +200,16 @@ def test_the_suite_writes_one_table(pretrained, data, tmp_path):
     assert content["table"]["CoLA"] == f"{100 * sorted(seen)[1]:.2f}"
     assert table == (["CoLA", "RTE", "avg"], [list(content["table"].values())])
     assert (output / "glue.csv").read_text().splitlines()[0] == "CoLA,RTE,avg"
-    # What is finished is not done again; what is not goes on.
-    before = (output / "rte-seed1" / "model.safetensors").stat().st_mtime_ns
-    (output / "cola-seed2" / "metrics.json").unlink()
-    assert finetune_suite(pretrained, output, data=data, **options) == table
-    assert (output / "rte-seed1" / "model.safetensors").stat().st_mtime_ns == before
+    # What is finished is not done again.
+    model = output / "rte-seed1" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    assert finetune_suite(pretrained, output, **options) == table
+    assert model.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"rte-seed1: was finetuned from .*run: choose another output"):
+        finetune_suite(output / "rte-seed2", output, **options)
+    for wrong in ({"tasks": ["rte", "rte"]}, {"seeds": []}):
+        with pytest.raises(ValueError, match="one or more, each once"):
+            finetune_suite(pretrained, output, **(options | wrong))
 
 
 def test_the_table_of_papers():
