@@ -272,6 +272,17 @@ def test_errors_of_transnormers(load, changes, message):
         from_reference(family, {**config, **changes}, state)
 
 
+def test_squared_relu_of_linear_attention(load):
+    family, config, state, (x,), _, _ = load("transnormer-lra_linear-1pelu-layer")
+    config |= {"use_lrpe": False, "act_fun": "relu2"}
+    q, k, v = (F.linear(x, state[f"{n}_proj.weight"], state[f"{n}_proj.bias"]) for n in "qkv")
+    q, k, v = (part.unflatten(-1, (3, -1)).transpose(1, 2) for part in (q.relu() ** 2, k.relu() ** 2, v))
+    o = (q @ (k.mT @ v)).transpose(1, 2).flatten(2)
+    o = F.layer_norm(o, (12,), state["layer_norm.norm.weight"], state["layer_norm.norm.bias"])
+    expected = F.linear(o, state["out_proj.weight"], state["out_proj.bias"])
+    assert_close(from_reference(family, config, state)(x), expected)
+
+
 def test_norms_inside_mixers_that_were_never_published(load):
     family, config, state, _, _, _ = load("transnormer-lra_local-t1-synbatch-eval")
     with pytest.raises(ValueError, match="unknown norm inside a mixer 'instance'"):
