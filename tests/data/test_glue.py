@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from glue_files import CLASSES, HEADERS, write_glue
+from support import shared
 
 from subquad.data import DataError, build_tokenizer
 from subquad.data.glue import (
@@ -19,8 +20,6 @@ from subquad.data.glue import (
     collate_examples,
     open_glue,
 )
-
-OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "glue"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,6 @@ def test_mnli_has_two_validation_splits(folder):
     assert list(open_glue(folder, "mnli").readers) == ["train", "valid", "valid_mismatched"]
 
 
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official files are not there")
 @pytest.mark.parametrize(
     ("task", "sizes", "classes"),
     [
@@ -72,7 +70,7 @@ def test_mnli_has_two_validation_splits(folder):
     ],
 )
 def test_the_official_files(task, sizes, classes):
-    source = open_glue(OFFICIAL, task)
+    source = open_glue(shared("data", "glue"), task)
     splits = {split: source.read(split) for split in ("train", "valid", "test")}
     assert tuple(map(len, splits.values())) == sizes
     labels = splits["train"].labels

@@ -172,8 +172,14 @@ def test_commands(pretrained, data, mnli, tmp_path):
     assert result.exit_code == 0, result.output
     assert "accuracy × 100" in result.stdout
     assert json.loads((tmp_path / "result.json").read_text())["split"] == "valid"
+    changes = [word for change in SHRUNK for word in ("--set", change)]
+    result = call("glue", pretrained, "--output", tmp_path, "--data", data, "--tasks", "rte", "--seeds", "1", *changes)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].split() == ["RTE", "avg"]
     for arguments, message in (
         (("train", "glue-mrpc"), "--init RUN"),
+        (("glue", pretrained, "--output", tmp_path / "suite", "--seeds", "one"), "--seeds must be positive numbers"),
+        (("glue", pretrained, "--output", tmp_path / "suite", "--tasks", "mprc"), "Did you mean 'mrpc'?"),
         (("train", "tnn-tiny", "--init", pretrained), "trains a new model"),
         (("train", "--resume", mnli, "--init", pretrained), "leave `init` out"),
         (("generate", mnli), "needs a model of the task causal-lm, this one is of glue"),
