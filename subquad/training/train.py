@@ -55,7 +55,8 @@ def train(
         data: What to train on instead of the recipe's data; see `subquad.data.open_source`.
         output: Run folder; default: `runs/` and the name of the recipe.
         overrides: Changes of the recipe, `section.key=value`.
-        resume: A run folder to continue, exactly as if it had never stopped; it needs nothing else.
+        resume: A run folder to continue, exactly as if it had never stopped; it needs nothing else (a finetuned one
+            the run that it began with).
         init: A run folder whose model is finetuned, instead of the recipe's.
 
     Returns:
@@ -84,7 +85,9 @@ def train(
         section.source = [str(value) for value in data] if isinstance(data, list | tuple) else str(data)
     section.source = _absolute(section.source)
     if init is not None:
-        resolved.init = str(Path(init).resolve())
+        resolved.init = str(init)
+    if resolved.init is not None:
+        resolved.init = str(Path(resolved.init).resolve())
     _check(resolved)
 
     try:
