@@ -115,6 +115,11 @@ class SubquadPreTrainedModel(PreTrainedModel):
                 if std is not None and isinstance(part, nn.Linear):
                     _init_linear(part, std)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # transformers leaves out modules of other packages whose own parameters are all loaded, and those that have
+        # none of their own: mixers, which set the initial values of the maps inside them.
+        super()._initialize_weights(module)
+
     @property
     def initializer_range(self) -> float | None:
         """Standard deviation of the initial weights of linear maps; None: what the modules choose."""

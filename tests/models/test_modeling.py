@@ -270,3 +270,10 @@ def test_bidirectional_backbone(mixer):
 def test_a_value_of_the_wrong_type_is_named():
     with pytest.raises(ValueError, match="'hidden_size' expected int, got str"):
         SubquadConfig.from_options({"hidden_size": "large"})
+
+
+def test_mixers_set_the_initial_values_of_their_maps():
+    attention = build("softmax", hidden_size=64).model.layers[0].token_mixer
+    bound = (6 / 128) ** 0.5
+    assert 0.95 * bound < attention.output_proj.weight.abs().max() <= bound
+    assert attention.output_proj.bias.eq(0).all()
