@@ -1,6 +1,9 @@
-"""Run every recipe of the package, shrunk to seconds: the same code path, a small model, a little text.
+"""Run the recipes of the package, shrunk to seconds: the same code path, a small model, a little text.
 
 python tests/smoke_recipes.py [RECIPE ...]
+
+Without names: all recipes of texts, and of the Long Range Arena one for each family and one for each kind of input; the
+others of it differ in sizes alone. Finetuning on GLUE needs a model: tests/training/test_finetuning.py does it.
 """
 
 import json
@@ -9,37 +12,64 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
+
+from data.lra import lra_files
 
 SHRUNK = (
     "model.hidden_size=48",
     "model.channel_mixer.hidden_size=48",
     "model.num_hidden_layers=2",
-    "data.tokenizer=bytes",
-    "data.block_size=64",
     "training.steps=4",
     "training.batch_size=4",
     "training.device_batch_size=2",
     "training.eval_steps=2",
     "training.log_steps=1",
 )
+SHRUNK_TEXT = ("data.tokenizer=bytes", "data.block_size=64")
+KINDS_OF_INPUT = ("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder")
 TEXT = "A recipe that is shipped must run: the smallest model, the shortest text, every part of the way.\n" * 200
+
+
+def shipped() -> list[str]:
+    """The recipes that are run when none is named."""
+    from subquad.training.recipe import list_recipes
+
+    texts = [name for name in list_recipes() if "-lra-" not in name and not name.startswith("glue-")]
+    return [*texts, *(name for name in list_recipes() if name.endswith("-lra-listops")), *KINDS_OF_INPUT]
+
+
+def write_lra(folder: Path) -> None:
+    """A few examples of each task of the Long Range Arena."""
+    from subquad.data.lra import ListOpsLimits, generate_listops
+
+    limits = ListOpsLimits(min_length=4, max_length=64, max_depth=4, max_args=4)
+    generate_listops(folder, train=30, valid=10, test=10, limits=limits, num_workers=1, progress=False)
+    lra_files.text(folder / "aclImdb")
+    lra_files.retrieval(folder / "tsv_data")
+    lra_files.cifar(folder / "cifar-10-batches-py")
+    lra_files.pathfinder(folder / "pathfinder32")
 
 
 def main(names: list[str]) -> None:
     """Train each recipe for a few updates and look at what it wrote."""
+    warnings.filterwarnings("ignore", message="Long Range Arena .* the published data has")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SUBQUAD_CACHE"] = str(Path(folder) / "cache")
-        from subquad.training.recipe import list_recipes, load_recipe
+        from subquad.training.recipe import load_recipe
         from subquad.training.train import train
 
-        text = Path(folder) / "text.txt"
+        text, lra = Path(folder) / "text.txt", Path(folder) / "lra"
         text.write_text(TEXT)
-        for name in names or list_recipes():
+        write_lra(lra)
+        for name in names or shipped():
             start = time.perf_counter()
-            mixers = load_recipe(name).model["mixers"]
+            recipe = load_recipe(name)
+            mixers = recipe.model["mixers"]
             ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"
-            run = train(name, data=text, output=Path(folder) / name, overrides=(*SHRUNK, ends))
+            data, overrides = (lra, ()) if recipe.task == "sequence-classification" else (text, SHRUNK_TEXT)
+            run = train(name, data=data, output=Path(folder) / name, overrides=(*SHRUNK, *overrides, ends))
             metrics = json.loads((run / "metrics.json").read_text())
             if metrics["steps"] != 4 or not math.isfinite(metrics["loss"]):
                 raise SystemExit(f"{name}: {metrics}")

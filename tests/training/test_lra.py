@@ -17,6 +17,7 @@ from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits, generate_listops
 from subquad.evaluation import Run, evaluate_run
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
+from subquad.training.schedules import build_schedule
 from subquad.training.tasks.lra import classifier_config
 from subquad.training.train import _check, train
 
@@ -218,6 +219,33 @@ def test_every_recipe_is_the_published_model(family, task):
     assert parameters == published - norms_between(family, task, config)
     assert f"{parameters:,} parameters." in recipe_text(name).splitlines()[0]
     assert recipe.training.steps % recipe.training.eval_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("tnn", (0.36, 0.55, 0.06, 0.15, 0.41, 0.00)),
+        ("hgrn", (0.18, 0.69, 0.02, 0.00, 0.59, 0.61)),
+        ("transnormer-t1", (0.81, 0.99, 0.58, 0.58, 0.15)),
+    ],
+)
+def test_the_rate_of_published_runs_ends_where_theirs_did(family, expected):
+    for task, share in zip(TASKS, expected, strict=False):
+        training = load_recipe(f"{family}-lra-{task}").training
+        last = build_schedule(training.schedule, training.steps)(training.steps)
+        assert last / training.schedule["peak"] == pytest.approx(share, abs=0.006), task
+
+
+def test_initial_values_are_the_published_ones():
+    recipe = load_recipe("tnn-lra-listops")
+    model = SubquadForSequenceClassification(classifier_config(recipe, vocab_size=18, input_features=None))
+    unit = model.model.layers[0].token_mixer
+    for proj in (unit.gate_proj, unit.input_proj, unit.output_proj):
+        assert proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert proj.bias.std().item() == pytest.approx(0.02, rel=0.3)
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(1.0, rel=0.1)
+    gates = model.model.layers[0].channel_mixer.gate_proj.weight
+    assert gates.abs().max().item() == pytest.approx(128**-0.5, rel=0.01)
 
 
 def test_every_cell_of_the_published_tables_has_a_recipe():

@@ -34,6 +34,11 @@ TABLES = [
     ),
     ({"type": "polynomial", "peak": 1.0, "end": 0.2, "power": 2}, 10, {0: 1.0, 5: 0.4, 10: 0.2}),
     ({"type": "cosine", "peak": 1.0, "warmup": 2, "end": 0.1}, 10, {0: 0, 1: 0.5, 2: 1.0, 6: 0.55, 10: 0.1, 11: 0.1}),
+    (
+        {"type": "cosine", "peak": 1.0, "warmup": 100, "end": 0.1, "trough": 900},
+        2500,
+        {50: 0.5, 100: 1.0, 500: 0.55, 900: 0.1, 1700: 1.0, 2500: 0.1},
+    ),
     ({"type": "constant", "peak": 1.0, "warmup": 2}, 10, {0: 0, 1: 0.5, 2: 1.0, 9: 1.0}),
     ({"type": "constant", "peak": 1.0}, 10, {0: 1.0}),
 ]
@@ -55,6 +60,7 @@ def test_a_run_that_is_shorter_than_its_warmup(config):
     [
         ({"type": "inverse-sqrt", "peak": 1.0}, "mean 'inverse_sqrt'"),
         ({"type": "constant", "peek": 1.0}, "mean 'peak'"),
+        ({"type": "cosine", "peak": 1.0, "warmup": 10, "trough": 10}, "needs a trough after the warmup of 10"),
         ({"type": "constant"}, "peak"),
         ({"type": "constant", "peak": "high"}, "'peak' must be a number.*'high'"),
         ({"type": "constant", "peak": -1.0}, "-1.0"),
