@@ -273,7 +273,8 @@ def test_a_value_of_the_wrong_type_is_named():
 
 
 def test_mixers_set_the_initial_values_of_their_maps():
-    attention = build("softmax", hidden_size=64).model.layers[0].token_mixer
+    options = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1, "mixers": [{"type": "softmax"}]}
+    attention = SubquadForCausalLM(SubquadConfig(**options)).model.layers[0].token_mixer
     bound = (6 / 128) ** 0.5
     assert 0.95 * bound < attention.output_proj.weight.abs().max() <= bound
     assert attention.output_proj.bias.eq(0).all()
