@@ -3,7 +3,7 @@
 python tests/smoke_recipes.py [RECIPE ...]
 
 Without names: all recipes of texts, and of the Long Range Arena one for each family and one for each kind of input; the
-others of it differ in sizes alone. Finetuning on GLUE needs a model: tests/training/test_finetuning.py does it.
+others of it differ in sizes alone; and all of GLUE, which finetune a masked model of seconds.
 """
 
 import json
@@ -16,16 +16,20 @@ import warnings
 from pathlib import Path
 
 from data.lra import lra_files
+from glue_files import write_glue
 
-SHRUNK = (
-    "model.hidden_size=48",
-    "model.channel_mixer.hidden_size=48",
-    "model.num_hidden_layers=2",
+SHRUNK_TRAINING = (
     "training.steps=4",
     "training.batch_size=4",
     "training.device_batch_size=2",
     "training.eval_steps=2",
     "training.log_steps=1",
+)
+SHRUNK = (
+    "model.hidden_size=48",
+    "model.channel_mixer.hidden_size=48",
+    "model.num_hidden_layers=2",
+    *SHRUNK_TRAINING,
 )
 SHRUNK_TEXT = ("data.tokenizer=bytes", "data.block_size=64")
 KINDS_OF_INPUT = ("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder")
@@ -37,7 +41,8 @@ def shipped() -> list[str]:
     from subquad.training.recipe import list_recipes
 
     texts = [name for name in list_recipes() if "-lra-" not in name and not name.startswith("glue-")]
-    return [*texts, *(name for name in list_recipes() if name.endswith("-lra-listops")), *KINDS_OF_INPUT]
+    glue = [name for name in list_recipes() if name.startswith("glue-")]
+    return [*texts, *(name for name in list_recipes() if name.endswith("-lra-listops")), *KINDS_OF_INPUT, *glue]
 
 
 def write_lra(folder: Path) -> None:
@@ -63,13 +68,19 @@ def main(names: list[str]) -> None:
         text, lra = Path(folder) / "text.txt", Path(folder) / "lra"
         text.write_text(TEXT)
         write_lra(lra)
+        glue = write_glue(Path(folder) / "glue")
+        masked = train("tnn-mlm-tiny", data=text, output=Path(folder) / "masked", overrides=(*SHRUNK, *SHRUNK_TEXT))
         for name in names or shipped():
             start = time.perf_counter()
             recipe = load_recipe(name)
-            mixers = recipe.model["mixers"]
-            ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"
-            data, overrides = (lra, ()) if recipe.task == "sequence-classification" else (text, SHRUNK_TEXT)
-            run = train(name, data=data, output=Path(folder) / name, overrides=(*SHRUNK, *overrides, ends))
+            output = Path(folder) / name
+            if recipe.task == "glue":
+                run = train(name, data=glue, output=output, overrides=SHRUNK_TRAINING, init=masked)
+            else:
+                mixers = recipe.model["mixers"]
+                ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"
+                data, overrides = (lra, ()) if recipe.task == "sequence-classification" else (text, SHRUNK_TEXT)
+                run = train(name, data=data, output=output, overrides=(*SHRUNK, *overrides, ends))
             metrics = json.loads((run / "metrics.json").read_text())
             if metrics["steps"] != 4 or not math.isfinite(metrics["loss"]):
                 raise SystemExit(f"{name}: {metrics}")
