@@ -26,7 +26,7 @@ from subquad.evaluation.runs import Run
 
 MISSING = "–"
 # What a perplexity is taken over, by task.
-SCORED = {"causal-lm": "token", "masked-lm": "masked token"}
+SCORED = {"causal-lm": "token", "masked-lm": "masked token", "sequence-classification": "example"}
 # A loss curve is drawn with at most so many points, each the mean of its stretch.
 CURVE_POINTS = 240
 
@@ -222,6 +222,9 @@ class _Report:
             per_masked = per_token if len(self.maskings) < 2 else None
             fact = "Lowest perplexity of masked tokens"
             columns.append(self._perplexity("masked_perplexity", "masked-lm", per_masked, fact))
+        if "sequence-classification" in self.tasks:
+            most = "max" if same_data else None
+            columns.append(_recorded("accuracy", "Accuracy", "", "{:.2%}".format, most, "Highest accuracy"))
         if self.longest is not None:
             name, unit = ("Perplexity", "per token") if self.quality == "perplexity" else ("Bits per byte", "")
             columns.append(

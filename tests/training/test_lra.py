@@ -1,5 +1,6 @@
 """The Long Range Arena from generated files to an accuracy, and its recipes."""
 
+import csv
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits, generate_listops
-from subquad.evaluation import Run, evaluate_run
+from subquad.evaluation import Run, compare, evaluate_run
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks.lra import classifier_config
@@ -101,6 +102,16 @@ def test_a_run_says_what_it_is(run):
     with pytest.raises(ValueError, match="leave length and context_window out"):
         evaluate_run(run, length=16)
     assert "needs a model of the task causal-lm" in " ".join(call("generate", run).output.split())
+
+
+def test_runs_are_compared_by_accuracy(run, tmp_path):
+    compare([run], tmp_path, measure=False)
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["accuracy"]) == Run(run).metrics["accuracy"]
+    page = (tmp_path / "comparison.html").read_text()
+    assert f"{Run(run).metrics['accuracy']:.2%}" in page
+    assert "nats per example" in page
 
 
 def test_the_best_model_has_the_best_validation_accuracy(run):
