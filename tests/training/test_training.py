@@ -275,7 +275,7 @@ def test_what_cannot_be_resumed_says_so(whole_run, tmp_path):
     with pytest.raises(ValueError, match="another one"):
         train(None, resume=whole_run, overrides=["training.seed=2"])
     (tmp_path / "text.txt").write_text("Another text.\n" * 200)
-    with pytest.raises(ValueError, match="not the text"):
+    with pytest.raises(ValueError, match="not the data"):
         train(None, data=tmp_path / "text.txt", resume=whole_run, overrides=["training.steps=30"])
 
 
