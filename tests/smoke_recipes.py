@@ -26,8 +26,8 @@ SHRUNK_TRAINING = (
     "training.log_steps=1",
 )
 SHRUNK = (
-    "model.hidden_size=48",
-    "model.channel_mixer.hidden_size=48",
+    "model.hidden_size=96",
+    "model.channel_mixer.hidden_size=96",
     "model.num_hidden_layers=2",
     *SHRUNK_TRAINING,
 )
