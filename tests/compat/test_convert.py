@@ -566,12 +566,12 @@ class TestWhatIsRefused:
             convert(checkpoint, tmp_path / "run", **options)
 
     def test_options_given_go_before_those_stored(self, call, checkpoint, tmp_path):
-        (tmp_path / "options.json").write_text('{"glu_act": "relu", "act_fun": "elu"}')
+        (tmp_path / "options.json").write_text('{"glu_act": "relu", "dropout": 0.25}')
         options = ("--config", tmp_path / "options.json", "--set", "glu_act=silu")
         assert call("convert", checkpoint, "--output", tmp_path / "run", *options).exit_code == 0
         config = Run(tmp_path / "run").config
         assert config["channel_mixer"]["activation"] == "silu"
-        assert config["mixers"][0]["activation"] == "elu"
+        assert config["dropout"] == 0.25
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
