@@ -120,7 +120,7 @@ def test_train(call, training, tmp_path):
     assert result.stdout.strip() == str(tmp_path / "made")
     call("train", "tnn-tiny", "--data", "a.txt", "--data", "b.txt")
     call("train", "--resume", tmp_path / "made")
-    defaults = {"data": None, "output": None, "overrides": (), "resume": None}
+    defaults = {"data": None, "output": None, "overrides": (), "resume": None, "init": None}
     assert training == [
         ("tnn-tiny", defaults | {"overrides": ("training.steps=3", "seed=1"), "output": tmp_path / "made"}),
         ("tnn-tiny", defaults | {"data": ["a.txt", "b.txt"]}),
