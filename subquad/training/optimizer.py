@@ -57,11 +57,11 @@ class FairseqAdam(torch.optim.AdamW):
 
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"fairseq-adam": FairseqAdam, "adamw": torch.optim.AdamW}
-DECAYS = ("all", "matrices")
+DECAYS = ("all", "matrices", "maps")
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, decay: Literal["all", "matrices"] = "matrices"
+    model: nn.Module, weight_decay: float, decay: Literal["all", "matrices", "maps"] = "matrices"
 ) -> list[dict[str, Any]]:
     """Trainable parameters in groups with and without weight decay; none is empty.
 
@@ -69,18 +69,21 @@ def parameter_groups(
         model: The model.
         weight_decay: Decay of the parameters that have one.
         decay: "all" parameters, as the published runs do, or "matrices": no norms, biases and other vectors, and
-            nothing that its module marked with the attribute `_no_weight_decay` (lower bounds, phases, decays).
+            nothing that its module marked with the attribute `_no_weight_decay` (lower bounds, phases, decays); or
+            "maps": the matrices without the tables of embeddings and learned positions.
 
     Raises:
         ValueError: If there is no such rule.
     """
     if decay not in DECAYS:
         raise ValueError(unknown_name("decay", decay, DECAYS))
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
-            groups[decay == "all" or is_matrix].append(parameter)
+            is_spared = decay == "maps" and id(parameter) in tables
+            groups[decay == "all" or (is_matrix and not is_spared)].append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
         for decayed, parameters in groups.items()
@@ -96,7 +99,7 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    decay: Literal["all", "matrices"],
+    decay: Literal["all", "matrices", "maps"],
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a recipe.
 

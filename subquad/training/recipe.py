@@ -100,7 +100,8 @@ class TrainingRecipe:
         betas: β₁ and β₂ of the optimiser.
         eps: ε of the optimiser.
         weight_decay: Decoupled weight decay.
-        decay: What decays: "all" parameters, or "matrices" without norms, biases, lower bounds and phases.
+        decay: What decays: "all" parameters, "matrices" without norms, biases, lower bounds and phases, or "maps", the
+            matrices without embeddings and learned positions.
         max_grad_norm: Largest norm of the gradient; 0 does not limit it.
         schedule: See `subquad.training.schedules`.
         eval_steps: Updates from one evaluation on the validation split to the next; each is followed by a checkpoint.
@@ -111,6 +112,8 @@ class TrainingRecipe:
         gradient_checkpointing: Whether activations are computed twice to save memory.
         num_workers: Processes that read data; 0: none but this one.
         report_to: Other places that get the log: "tensorboard", "wandb", "trackio".
+        ema_decay: β of a moving average of the weights, which is kept beside them and becomes a second model of the
+            run, see `subquad.training.ema`; None: no average.
     """
 
     seed: int
@@ -121,7 +124,7 @@ class TrainingRecipe:
     betas: list[float]
     eps: float
     weight_decay: float
-    decay: Literal["all", "matrices"]
+    decay: Literal["all", "matrices", "maps"]
     max_grad_norm: float
     schedule: dict[str, Any]
     eval_steps: int
@@ -132,6 +135,7 @@ class TrainingRecipe:
     gradient_checkpointing: bool = False
     num_workers: int = 0
     report_to: list[str] = dataclasses.field(default_factory=list)
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "device_batch_size", "eval_steps", "log_steps", "save_steps"):
@@ -145,6 +149,8 @@ class TrainingRecipe:
             raise ValueError(f"training.max_seconds must be positive, got {self.max_seconds}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay must be in [0, 1), or null, got {self.ema_decay}")
 
 
 @dataclass

@@ -28,7 +28,11 @@ class UpdateBatches(Sampler[list[list[int]]]):
 
     The data is shuffled anew for each epoch by (seed, epoch), and the epochs are strung together. Update k takes the
     examples k·batch_size … (k + 1)·batch_size − 1 of that string, so every update is full, and sees the same examples
-    on one device as on many. Of each update, device r of W takes every W-th group of `device_batch_size` examples.
+    on one device as on many. Of each batch of all devices, device r of W takes every W-th example.
+
+    With `repeats` R an epoch is as long, but shows only the first N/R examples of its order, each R times in a row
+    (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335): where examples change from epoch to epoch, every time
+    is another epoch, R·epoch, R·epoch + 1, …, and the devices share them.
 
     Args:
         num_examples: Size of the data.
@@ -38,6 +42,7 @@ class UpdateBatches(Sampler[list[list[int]]]):
         device_batch_size: Examples in a batch.
         device: Which device this is.
         num_devices: How many there are.
+        repeats: How often an epoch shows each of its examples.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class UpdateBatches(Sampler[list[list[int]]]):
         device_batch_size: int,
         device: int = 0,
         num_devices: int = 1,
+        repeats: int = 1,
     ) -> None:
         assert batch_size % (device_batch_size * num_devices) == 0
         self.num_examples = num_examples
@@ -59,6 +65,7 @@ class UpdateBatches(Sampler[list[list[int]]]):
         self.device_batch_size = device_batch_size
         self.device = device
         self.num_devices = num_devices
+        self.repeats = repeats
 
     @property
     def accumulation(self) -> int:
@@ -73,12 +80,17 @@ class UpdateBatches(Sampler[list[list[int]]]):
         epoch = 0
         for _ in range(self.steps):
             while len(waiting) < self.batch_size:
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
-                waiting = np.concatenate([waiting, np.stack([np.full_like(order, epoch), order], axis=1)])
+                waiting = np.concatenate([waiting, self._epoch(epoch)])
                 epoch += 1
             update, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
-            groups = update.reshape(self.accumulation, self.num_devices, self.device_batch_size, 2)
-            yield from groups[:, self.device].tolist()
+            batches = update.reshape(self.accumulation, self.device_batch_size, self.num_devices, 2)
+            yield from batches[:, :, self.device].tolist()
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch in their order, [epoch, index] each: (num_examples, 2) int64."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
+        index = order.repeat(self.repeats)[: self.num_examples]
+        return np.stack([epoch * self.repeats + np.arange(len(index)) % self.repeats, index], axis=1)
 
 
 def fitting_batch_size(batch_size: int, device_batch_size: int, num_devices: int) -> int:

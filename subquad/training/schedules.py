@@ -54,6 +54,35 @@ def cosine(steps: int, *, peak: float, warmup: int = 0, end: float = 0.0, trough
     return rate
 
 
+def epoch_cosine(
+    steps: int, *, peak: float, warmup: int, epoch: int, initial: float = 0.0, end: float = 0.0
+) -> Schedule:
+    """A cosine in steps of an epoch and one epoch late, as image classifiers are trained (timm's schedule in DeiT).
+
+    After k updates, t = max(⌊k / epoch⌋ − 1, 0) · epoch. The rate goes linearly from `initial` to `peak` while
+    t < warmup, then it is end + ½(peak − end)(1 + cos(πt / steps)): half a wave over the whole run, whose beginning is
+    the warm-up's.
+
+    Args:
+        steps: Updates of the run.
+        peak: Where the warm-up ends.
+        warmup: Updates of the warm-up.
+        epoch: Updates of an epoch.
+        initial: Rate of the first two epochs.
+        end: Where the wave ends.
+    """
+    if epoch < 1:
+        raise ValueError(f"schedule 'epoch_cosine' needs an epoch of at least 1 update, got {epoch}")
+
+    def rate(k: int) -> float:
+        t = max(k // epoch - 1, 0) * epoch
+        if t < warmup:
+            return initial + (peak - initial) * t / warmup
+        return end + (peak - end) * (1 + math.cos(math.pi * min(t / steps, 1.0))) / 2
+
+    return rate
+
+
 def _progress(k: int, warmup: int, steps: int) -> float:
     """The share of the updates after the warm-up that are done."""
     return 1.0 if k >= steps else (k - warmup) / (steps - warmup)
@@ -64,6 +93,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "inverse_sqrt": inverse_sqrt,
     "polynomial": polynomial,
     "cosine": cosine,
+    "epoch_cosine": epoch_cosine,
 }
 
 

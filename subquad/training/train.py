@@ -24,6 +24,7 @@ from subquad.evaluation.files import written
 from subquad.evaluation.runs import quiet_transformers
 from subquad.registry import unknown_name
 from subquad.training.checkpoints import KEPT, last_complete, step_of
+from subquad.training.ema import FOLDER as EMA_FOLDER
 from subquad.training.optimizer import OPTIMIZERS
 from subquad.training.recipe import Recipe, load_recipe
 from subquad.training.sampler import fitting_batch_size
@@ -119,7 +120,7 @@ class _Run:
             torch.manual_seed(self.recipe.training.seed)
             model = task.build_model()
             if self.is_main:
-                _check_space(self.folder, model.num_parameters())
+                _check_space(self.folder, model.num_parameters(), 4 if self.recipe.training.ema_decay else 3)
                 self._begin(task, model.num_parameters())
         checkpoint = last_complete(self.folder / "checkpoints") if self.is_resumed else None
         seconds = _seconds_at(checkpoint)
@@ -175,13 +176,10 @@ class _Run:
 
     def _finish(self, task: Task, trainer: SubquadTrainer) -> None:
         state: Any = trainer.state
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-        best = type(trained).from_pretrained(self.folder).to(trainer.args.device)
+        model_class: Any = type(trainer.accelerator.unwrap_model(trainer.model))
         speeds = [line["tokens_per_second"] for line in state.log_history if "tokens_per_second" in line]
-        metrics = task.final_metrics(best, progress=sys.stderr.isatty())
-        metrics |= {
+        run = {
             "task": self.recipe.task,
-            "parameters": best.num_parameters(),
             "tokens_per_second": statistics.median(speeds),
             "peak_memory_bytes": _peak_memory(trainer.args.device),
             "train_seconds": round(trainer.elapsed(), 3),
@@ -189,10 +187,30 @@ class _Run:
             "best_step": state.best_global_step,
             "tokens_trained": state.num_input_tokens_seen,
         }
-        with written(self.folder / "metrics.json") as path:
-            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+        def figures(folder: Path) -> dict[str, Any]:
+            model = model_class.from_pretrained(folder).to(trainer.args.device)
+            found = task.final_metrics(model, progress=sys.stderr.isatty()) | {"parameters": model.num_parameters()}
+            of_average = "" if folder == self.folder else ", moving average"
+            self._say(f"{found['split']}{of_average}: {task.describe(found)}")
+            return found
+
+        metrics = figures(self.folder) | run
+        if trainer.ema:
+            average = figures(self.folder / EMA_FOLDER)
+            metrics |= {"weights": "raw", EMA_FOLDER: average}
+            self._write_metrics(self.folder / EMA_FOLDER, average | run | {"weights": "moving average"})
+        self._write_metrics(self.folder, metrics)
         self._write_info(status="finished", finished=_now())
-        self._say(f"{metrics['split']}: {task.describe(metrics)}")
+        if trainer.ema:
+            # The average is a run of its own for all commands that read one.
+            for path in (self.folder / "run.json", self.folder / "recipe.yaml", *self.folder.glob("tokenizer*")):
+                shutil.copyfile(path, self.folder / EMA_FOLDER / path.name)
+
+    @staticmethod
+    def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+        with written(folder / "metrics.json") as path:
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     def _write_info(self, **values: Any) -> None:
         if self.is_main:
@@ -275,9 +293,10 @@ def _check_is_free(folder: Path) -> None:
         raise ValueError(f"{folder}: is not empty; choose another output folder")
 
 
-def _check_space(folder: Path, num_parameters: int) -> None:
-    # A checkpoint is the weights and two moments; one is being written while `KEPT` and the best are there.
-    needed = num_parameters * 4 * (3 * (KEPT + 2) + 1)
+def _check_space(folder: Path, num_parameters: int, copies: int) -> None:
+    # A checkpoint is the weights, two moments and perhaps an average: `copies` numbers for each parameter. One is being
+    # written while `KEPT` and the best are there, and so is the model of the run folder.
+    needed = num_parameters * 4 * (copies * (KEPT + 2) + copies - 2)
     place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from subquad.evaluation.files import written
+from subquad.training import ema
 from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, SeedUpdates, Stop
 from subquad.training.checkpoints import PREFIX, remove_old
 from subquad.training.optimizer import build_optimizer
@@ -111,6 +112,7 @@ class SubquadTrainer(Trainer):
         self._last_log: tuple[float, int] | None = None
         self._seconds_aside = 0.0
         self.stop = Stop(recipe.max_seconds, self.elapsed)
+        self.ema = None if recipe.ema_decay is None else ema.MovingAverage(recipe.ema_decay)
         super().__init__(
             model=model,
             args=args,
@@ -123,8 +125,11 @@ class SubquadTrainer(Trainer):
                 SaveEvaluated(),
                 LogFile(folder / "log.jsonl"),
                 ProgressBar(task.selected_by),
+                *([self.ema] if self.ema else []),
             ],
         )
+        if self.ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("training.ema_decay needs all weights on every device: set it to null to shard the model")
         self.remove_callback(PrinterCallback)
         if recipe.gradient_checkpointing:
             # transformers 5.2x has a new name for it, and warns of the old one.
@@ -148,6 +153,7 @@ class SubquadTrainer(Trainer):
             device_batch_size=args.per_device_train_batch_size,
             device=args.process_index,
             num_devices=args.world_size,
+            repeats=self.task.repeats,
         )
         return self._dataloader(Epochs(self.train_dataset), sampler)
 
@@ -292,6 +298,8 @@ class SubquadTrainer(Trainer):
             if self.args.should_save:
                 name = f"{PREFIX}{self.state.global_step}"
                 (temporary / name / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+                if self.ema:
+                    self.ema.save(temporary / name)
                 shutil.rmtree(folder / name, ignore_errors=True)
                 (temporary / name).replace(folder / name)
                 shutil.rmtree(temporary)
@@ -300,8 +308,20 @@ class SubquadTrainer(Trainer):
                 remove_old(folder, self.state.best_global_step)
             self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema:
+            self.ema.load(Path(resume_from_checkpoint), self.args.device)
+
     def _publish(self, checkpoint: Path) -> None:
-        """Make a checkpoint the model of the run folder."""
-        for path in [*checkpoint.glob("model*.safetensors*"), *checkpoint.glob("*config.json")]:
-            with written(self.folder / path.name) as copy:
-                shutil.copyfile(path, copy)
+        """Make a checkpoint the model of the run folder, and its moving average that of a folder in it."""
+        configs = {path.name: path for path in checkpoint.glob("*config.json")}
+        weights = {path.name: path for path in checkpoint.glob("model*.safetensors*")}
+        published = {self.folder: weights | configs}
+        if self.ema:
+            published[self.folder / ema.FOLDER] = {"model.safetensors": checkpoint / ema.FILE} | configs
+        for folder, files in published.items():
+            folder.mkdir(exist_ok=True)
+            for name, path in files.items():
+                with written(folder / name) as copy:
+                    shutil.copyfile(path, copy)

@@ -69,6 +69,25 @@ def test_matrices_decay_and_nothing_else_does():
     assert all(any(names[id(p)].endswith(kind) for p in spared["params"]) for kind in kinds)
 
 
+def test_maps_decay_and_tables_do_not():
+    config = SubquadConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        mixers=[{"type": "softmax", "num_heads": 2}],
+        position_embedding="learned",
+        max_position_embeddings=9,
+        tie_word_embeddings=False,
+    )
+    model = SubquadForCausalLM(config)
+    matrices, maps = ({id(p) for p in parameter_groups(model, 0.1, rule)[0]["params"]} for rule in ("matrices", "maps"))
+    assert {name for name, p in model.named_parameters() if id(p) in matrices - maps} == {
+        "model.embed_tokens.weight",
+        "model.positions.weight",
+    }
+    assert maps < matrices
+
+
 def test_all_parameters_are_one_group_and_frozen_ones_are_left_out():
     config = SubquadConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, mixers=[{"type": "tno"}])
     model = SubquadForCausalLM(config)

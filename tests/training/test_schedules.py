@@ -39,6 +39,21 @@ TABLES = [
         2500,
         {50: 0.5, 100: 1.0, 500: 0.55, 900: 0.1, 1700: 1.0, 2500: 0.1},
     ),
+    (
+        # Epochs 0, 1, 2, 10, 11, 150, 299 and the end of epoch 1, of 625 updates each.
+        {"type": "epoch_cosine", "peak": 2e-3, "initial": 1e-6, "warmup": 6250, "end": 1e-5, "epoch": 625},
+        187_500,
+        {
+            0: 1e-6,
+            625: 1e-6,
+            1249: 1e-6,
+            2 * 625: 2.009e-4,
+            10 * 625: 1.8001e-3,
+            11 * 625: 1.9945492856e-3,
+            150 * 625: 1.01541942520e-3,
+            299 * 625: 1.02182199425e-5,
+        },
+    ),
     ({"type": "constant", "peak": 1.0, "warmup": 2}, 10, {0: 0, 1: 0.5, 2: 1.0, 9: 1.0}),
     ({"type": "constant", "peak": 1.0}, 10, {0: 1.0}),
 ]
@@ -61,6 +76,7 @@ def test_a_run_that_is_shorter_than_its_warmup(config):
         ({"type": "inverse-sqrt", "peak": 1.0}, "mean 'inverse_sqrt'"),
         ({"type": "constant", "peek": 1.0}, "mean 'peak'"),
         ({"type": "cosine", "peak": 1.0, "warmup": 10, "trough": 10}, "needs a trough after the warmup of 10"),
+        ({"type": "epoch_cosine", "peak": 1.0, "warmup": 0, "epoch": 0}, "an epoch of at least 1 update, got 0"),
         ({"type": "constant"}, "peak"),
         ({"type": "constant", "peak": "high"}, "'peak' must be a number.*'high'"),
         ({"type": "constant", "peak": -1.0}, "-1.0"),

