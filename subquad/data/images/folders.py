@@ -30,9 +30,8 @@ def read_folder(root: Path) -> Release:
         DataError: A class has no image, or the parts have other classes than the training images.
     """
     if (root / "train").is_dir():
-        folders = {
-            part: next((root / name for name in names if (root / name).is_dir()), None) for part, names in PARTS.items()
-        }
+        places = {part: [root / name for name in names] for part, names in PARTS.items()}
+        folders = {part: next(filter(Path.is_dir, paths), None) for part, paths in places.items()}
     else:
         folders = {"train": root}
     # The test images of ImageNet have no classes, and are no folders.
@@ -102,9 +101,8 @@ def read_lists(root: Path, image_root: Path | None = None) -> Release:
         DataNotFoundError: An image is missing; the message names the line.
         DataError: A line is of another form, or its class is outside the range.
     """
-    files = {
-        part: next((f for n in names if (f := root / f"{n}.txt").is_file()), None) for part, names in PARTS.items()
-    }
+    places = {part: [root / f"{name}.txt" for name in names] for part, names in PARTS.items()}
+    files = {part: next(filter(Path.is_file, paths), None) for part, paths in places.items()}
     parts: dict[str, ImageFiles] = {}
     num_classes = None
     for part, path in files.items():

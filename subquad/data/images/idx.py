@@ -42,7 +42,9 @@ def read_idx(folder: Path) -> Release:
     if shapes["train"] != shapes["test"]:
         raise DataError(f"{folder}: training images are {shapes['train']}, test images {shapes['test']}")
     num_classes = max(int(images.labels.max()) for images in parts.values()) + 1
-    counts = np.bincount(parts["train"].images.reshape(-1), minlength=256)
+    # In blocks, for numbers are counted as int64.
+    blocks = np.array_split(parts["train"].images.reshape(-1), 64)
+    counts = sum(np.bincount(block, minlength=256) for block in blocks)
     values = np.arange(256) / 255
     mean = np.average(values, weights=counts)
     std = np.sqrt(np.average((values - mean) ** 2, weights=counts))

@@ -5,7 +5,7 @@ import math
 import pickle
 import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def as_text(value: Any) -> Any:
 def _check_memo(content: bytes) -> None:
     """Refuse numbers of memorised objects that no file of this size has: the unpickler reserves memory for them."""
     for opcode, argument, position in pickletools.genops(content):
-        if "PUT" in opcode.name and argument > (position or 0):
+        if "PUT" in opcode.name and cast(int, argument) > cast(int, position):
             raise DataError(f"a damaged pickle: object {argument} at byte {position}")
 
 

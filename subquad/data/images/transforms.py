@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from subquad.data.images.augmentation import Augmentation
 from subquad.data.images.chance import Purpose, random_numbers
+from subquad.data.images.erasing import random_erase
 from subquad.data.images.geometry import random_flip, random_padded_crop, random_resized_crop, resized_centre
+from subquad.data.images.mixing import random_mix, smoothed
+from subquad.data.images.randaugment import rand_augment
 from subquad.data.images.sources import ImageData
 
 # Images of up to this size are taken as they are, if they have the size that is asked for.
@@ -122,9 +124,17 @@ class TrainingImages(Dataset[ImageExample]):
             images = random_padded_crop(images, rngs)
         if augmentation.flip:
             images = random_flip(images, rngs, augmentation.flip)
+        if augmentation.randaugment:
+            fill = torch.tensor(self.data.mean).mul(255).round().to(torch.uint8)
+            images = rand_augment(images, rngs, augmentation.randaugment, fill)
         values, labels = normalize(images, self.data), _labels(examples)
+        if augmentation.erasing:
+            random_erase(values, rngs, augmentation.erasing)
         if augmentation.label_smoothing or augmentation.mixes:
             labels = smoothed(labels, len(self.data.classes), augmentation.label_smoothing)
+        if augmentation.mixes:
+            rng = random_numbers(self.seed, examples[0].epoch, examples[0].index, Purpose.MIXING)
+            values, labels = random_mix(values, labels, rng, mixup=augmentation.mixup, cutmix=augmentation.cutmix)
         return {"pixel_values": values, "labels": labels}
 
 
@@ -139,11 +149,6 @@ def normalize(images: Tensor, data: ImageData) -> Tensor:
     """`(batch, channels, height, width)` uint8 as float32, of mean 0 and standard deviation 1 over the data."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     return (images / 255 - mean) / std
-
-
-def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Probabilities `(batch, num_classes)` float32: 1 − smoothing for the class, and smoothing spread over all."""
-    return F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
 def _labels(examples: Sequence[ImageExample]) -> Tensor:
