@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 
+from subquad.layers import activation as get_activation
 from subquad.layers import build_norm
 from subquad.models.backbone import BackboneOutput, SubquadModel, SubquadPreTrainedModel
 from subquad.models.configuration import SubquadConfig
@@ -56,8 +56,29 @@ class RobertaClassifier(nn.Module):
         return self.output_proj(self.dropout(hidden))
 
 
-class PairClassifier(nn.Module):
-    """What two sequences are to each other: W₂ gelu(W₁ [a, b, a − b, a ⊙ b] + b₁) + b₂.
+class MLPClassifier(nn.Module):
+    """A network with one hidden layer: W₂ φ(W₁ x + b₁) + b₂.
+
+    Args:
+        dim: Features in.
+        num_labels: Number of classes.
+        hidden_size: Width between the maps.
+        activation: φ, by name.
+    """
+
+    def __init__(self, dim: int, num_labels: int, hidden_size: int, activation: str = "gelu"):
+        super().__init__()
+        self.dense = nn.Linear(dim, hidden_size)
+        self.activation = get_activation(activation)
+        self.output_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (batch, num_labels) of `features` (batch, dim)."""
+        return self.output_proj(self.activation(self.dense(features)))
+
+
+class PairClassifier(MLPClassifier):
+    """What two sequences are to each other: a network of [a, b, a − b, a ⊙ b].
 
     The head of the retrieval task of the Long Range Arena (arXiv 2011.04006), with the features of InferSent
     (arXiv 1705.02364).
@@ -65,17 +86,30 @@ class PairClassifier(nn.Module):
     Args:
         dim: Features of each sequence.
         num_labels: Number of classes.
+        hidden_size: Width between the maps.
+        activation: φ, by name.
     """
 
-    def __init__(self, dim: int, num_labels: int):
-        super().__init__()
-        self.dense = nn.Linear(4 * dim, dim)
-        self.output_proj = nn.Linear(dim, num_labels)
+    def __init__(self, dim: int, num_labels: int, hidden_size: int, activation: str = "gelu"):
+        super().__init__(4 * dim, num_labels, hidden_size, activation)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (batch, num_labels) of `features` (2 · batch, dim), the two of a pair one after the other."""
         a, b = features.unflatten(0, (-1, 2)).unbind(1)
-        return self.output_proj(F.gelu(self.dense(torch.cat([a, b, a - b, a * b], dim=-1))))
+        return super().forward(torch.cat([a, b, a - b, a * b], dim=-1))
+
+
+def build_classifier(config: SubquadConfig) -> nn.Module:
+    """The network behind the pooled features that a configuration names."""
+    dim, labels = config.output_dim, config.num_labels
+    assert labels is not None
+    if config.classifier == "linear":
+        return LinearClassifier(dim, labels, config.classifier_dropout)
+    width = config.classifier_hidden_size or dim
+    if config.classifier == "roberta":
+        return RobertaClassifier(dim, labels, config.classifier_dropout, width)
+    kind = PairClassifier if config.classifier == "pair" else MLPClassifier
+    return kind(dim, labels, width, config.classifier_activation)
 
 
 def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
@@ -84,7 +118,7 @@ def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     Args:
         x: (batch, length, dim).
         mask: (batch, length), 0 for padding, or None.
-        pooling: "mean", "sum", "first" or "last".
+        pooling: "mean", "sum", "first", "last", or "padded_mean", the sum divided by the length with all padding.
 
     Returns:
         (batch, dim); zero for a sequence without a real token.
@@ -97,6 +131,8 @@ def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     pooled = (wide * real.unsqueeze(-1)).sum(1)
     if pooling == "mean":
         pooled = pooled / real.sum(1, keepdim=True).clamp_min(1)
+    elif pooling == "padded_mean":
+        pooled = pooled / x.shape[1]
     return pooled.to(x.dtype)
 
 
@@ -109,15 +145,9 @@ class SubquadClassifier(SubquadPreTrainedModel):
 
     def __init__(self, config: SubquadConfig):
         super().__init__(config)
-        dim, labels = config.output_dim, config.num_labels
-        assert labels is not None
         self.model = SubquadModel(config)
-        self.norm = build_norm(config.pooling_norm, dim)
-        if config.classifier == "pair":
-            self.classifier: nn.Module = PairClassifier(dim, labels)
-        else:
-            kind = RobertaClassifier if config.classifier == "roberta" else LinearClassifier
-            self.classifier = kind(dim, labels, config.classifier_dropout)
+        self.norm = build_norm(config.pooling_norm, config.output_dim)
+        self.classifier = build_classifier(config)
         self.post_init()
 
     @property

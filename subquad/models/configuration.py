@@ -16,8 +16,8 @@ from subquad.registry import unknown_name
 NORM_POSITIONS = ("pre", "post", "branch")
 POSITION_EMBEDDINGS = ("sinusoidal", "interleaved_sinusoidal", "learned")
 PADDINGS = ("masked", "zeroed", "ordinary")
-POOLINGS = ("mean", "sum", "first", "last")
-CLASSIFIERS = ("linear", "roberta", "pair")
+POOLINGS = ("mean", "sum", "first", "last", "padded_mean")
+CLASSIFIERS = ("linear", "mlp", "roberta", "pair")
 
 # transformers knows the length of what a cache holds only from layers that keep something for each token. A recurrent
 # state keeps nothing, so its layer is the kind that has room for both.
@@ -67,10 +67,13 @@ class SubquadConfig(PreTrainedConfig):
         bos_token_id: Token at the start of a text.
         eos_token_id: Token at the end of a text.
         tie_word_embeddings: Whether the output layer is the token embedding.
-        pooling: What a classifier sees of a sequence's real tokens: their "mean" or "sum", the "first" or the "last".
+        pooling: What a classifier sees of a sequence's real tokens: their "mean" or "sum", the "first" or the "last";
+            "padded_mean": the sum divided by the length of the row, padding included.
         pooling_norm: Norm of the pooled features, by name, or None.
-        classifier: "linear"; "roberta": dense, tanh, linear; "pair": a network over two sequences' features
-            [a, b, a − b, a ⊙ b].
+        classifier: "linear"; "mlp": dense, activation, linear; "roberta": dense, tanh, linear; "pair": "mlp" over two
+            sequences' features [a, b, a − b, a ⊙ b].
+        classifier_hidden_size: Width between the two maps of a classifier; None: that of the features.
+        classifier_activation: Activation of "mlp" and "pair", by name.
         classifier_dropout: Probability of dropping entries before the linear maps of "linear" and "roberta".
         layer_types: Kinds of cache layers; follows from `mixers`.
 
@@ -118,6 +121,8 @@ class SubquadConfig(PreTrainedConfig):
     pooling: str = "mean"
     pooling_norm: str | None = None
     classifier: str = "linear"
+    classifier_hidden_size: int | None = None
+    classifier_activation: str = "gelu"
     classifier_dropout: int | float = 0.0
     layer_types: list[str] | None = None
 
@@ -145,7 +150,14 @@ class SubquadConfig(PreTrainedConfig):
             )
 
     def _check_numbers(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_channels", "input_features"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_channels",
+            "input_features",
+            "classifier_hidden_size",
+        ):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"`{name}` must be positive, got {number}")
         for name in ("initializer_range", "embedding_initializer_range"):

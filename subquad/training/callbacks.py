@@ -15,6 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from subquad.training.schedules import Schedule
+
 
 class SeedUpdates(TrainerCallback):
     """Random numbers (dropout) are a function of the seed, the update and the device: the same after a resume."""
@@ -25,6 +27,24 @@ class SeedUpdates(TrainerCallback):
         """Seed torch for the update that begins."""
         sequence = np.random.SeedSequence((args.seed, state.global_step, args.process_index))
         torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+class ScheduleBeta1(TrainerCallback):
+    """β₁ of the optimiser is a function of the update, as in one-cycle training (arXiv 1708.07120).
+
+    Args:
+        schedule: From the number of updates done to the β₁ of the next one.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set β₁ for the update that begins."""
+        for group in kwargs["optimizer"].param_groups:
+            group["betas"] = (self.schedule(state.global_step), group["betas"][1])
 
 
 class SaveEvaluated(TrainerCallback):

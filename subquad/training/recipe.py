@@ -103,7 +103,8 @@ class TrainingRecipe:
         decay: What decays: "all" parameters, "matrices" without norms, biases, lower bounds and phases, or "maps", the
             matrices without embeddings and learned positions.
         max_grad_norm: Largest norm of the gradient; 0 does not limit it.
-        schedule: See `subquad.training.schedules`.
+        schedule: Of the learning rate; see `subquad.training.schedules`.
+        beta1_schedule: Of β₁, in the same form; None: β₁ does not change.
         eval_steps: Updates from one evaluation on the validation split to the next; each is followed by a checkpoint.
         save_steps: Updates from one checkpoint to the next; None: only after evaluations.
         log_steps: Updates from one line of the log to the next.
@@ -128,6 +129,7 @@ class TrainingRecipe:
     max_grad_norm: float
     schedule: dict[str, Any]
     eval_steps: int
+    beta1_schedule: dict[str, Any] | None = None
     save_steps: int | None = None
     log_steps: int = 100
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

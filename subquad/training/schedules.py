@@ -1,4 +1,4 @@
-"""Learning rates as functions f(k) of the number k of updates done: update k + 1 uses f(k), as in fairseq.
+"""Learning rates (and β₁) as functions f(k) of the number k of updates done: update k + 1 uses f(k), as in fairseq.
 
 A schedule is chosen in a recipe by `{"type": name, option: value, ...}`; every one is told the number of updates of the
 run.
@@ -25,12 +25,17 @@ def inverse_sqrt(steps: int, *, peak: float, warmup: int, initial: float = 0.0) 
     return lambda k: initial + k * (peak - initial) / warmup if k < warmup else peak * math.sqrt(warmup / k)
 
 
-def polynomial(steps: int, *, peak: float, warmup: int = 0, end: float = 0.0, power: float = 1.0) -> Schedule:
-    """Linear warm-up from 0, then a polynomial down to `end` at the last update: fairseq's `polynomial_decay`."""
+def polynomial(
+    steps: int, *, peak: float, warmup: int = 0, initial: float = 0.0, end: float = 0.0, power: float = 1.0
+) -> Schedule:
+    """Linear warm-up from `initial`, then a polynomial down to `end` at the last update: fairseq's `polynomial_decay`.
+
+    With an `initial` and `power` 1 it is the one-cycle schedule (Smith and Topin, 2017, arXiv 1708.07120).
+    """
 
     def rate(k: int) -> float:
         if k < warmup:
-            return peak * k / warmup
+            return initial + k * (peak - initial) / warmup
         return end + (peak - end) * (1 - _progress(k, warmup, steps)) ** power
 
     return rate

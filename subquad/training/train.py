@@ -265,6 +265,8 @@ def _check(recipe: Recipe) -> None:
     """Raise an error for everything that is wrong without looking at the data."""
     training = recipe.training
     build_schedule(training.schedule, training.steps)
+    if training.beta1_schedule is not None:
+        build_schedule(training.beta1_schedule, training.steps)
     if training.optimizer not in OPTIMIZERS:
         raise ValueError(unknown_name("optimizer", training.optimizer, OPTIMIZERS))
     for name in training.report_to:

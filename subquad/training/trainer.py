@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from subquad.evaluation.files import written
 from subquad.training import ema
-from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, SeedUpdates, Stop
+from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, ScheduleBeta1, SeedUpdates, Stop
 from subquad.training.checkpoints import PREFIX, remove_old
 from subquad.training.optimizer import build_optimizer
 from subquad.training.recipe import TrainingRecipe
@@ -131,6 +131,8 @@ class SubquadTrainer(Trainer):
         if self.ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("training.ema_decay needs all weights on every device: set it to null to shard the model")
         self.remove_callback(PrinterCallback)
+        if recipe.beta1_schedule is not None:
+            self.add_callback(ScheduleBeta1(build_schedule(recipe.beta1_schedule, recipe.steps)))
         if recipe.gradient_checkpointing:
             # transformers 5.2x has a new name for it, and warns of the old one.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

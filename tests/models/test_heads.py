@@ -45,6 +45,11 @@ MODELS = {
         AutoModelForSequenceClassification,
         {"classifier": "roberta", "pooling": "first", "position_embedding": "learned", "max_position_embeddings": 20},
     ),
+    "mlp": (
+        SubquadForSequenceClassification,
+        AutoModelForSequenceClassification,
+        {"classifier": "mlp", "classifier_hidden_size": 5, "classifier_activation": "relu"},
+    ),
     "pairs": (SubquadForSequenceClassification, AutoModelForSequenceClassification, {"classifier": "pair"}),
     "values": (SubquadForSequenceClassification, AutoModelForSequenceClassification, {"input_features": 2}),
     "images": (
@@ -204,6 +209,7 @@ def test_the_output_layer_is_the_embedding_if_tied():
         ("sum", lambda x: [x[0].sum(0), x[1, 1:3].sum(0)]),
         ("first", lambda x: [x[0, 0], x[1, 1]]),
         ("last", lambda x: [x[0, 4], x[1, 2]]),
+        ("padded_mean", lambda x: [x[0].mean(0), x[1, 1:3].sum(0) / 5]),
     ],
 )
 def test_pooling_is_over_real_tokens(pooling, expected):
@@ -218,6 +224,17 @@ def test_pooling_in_half_precision_counts_long_sequences():
     x[0, -1] = 1
     assert pool(x, None, "last").item() == 1
     assert pool(x, None, "first").item() == 0
+
+
+def test_a_classifier_with_a_hidden_layer():
+    model = build("mlp")
+    inputs = example(model)
+    features = pool(
+        model.model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state, inputs["attention_mask"], "mean"
+    )
+    head = model.classifier
+    assert head.dense.weight.shape == (5, 16)
+    assert_close(model(**inputs).logits, head.output_proj(head.dense(features).relu()))
 
 
 def test_pairs_are_compared():
@@ -391,7 +408,7 @@ def test_stochastic_depth_skips_whole_branches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "unknown pooling 'max'. Did you mean 'mean'? Valid: first, last, mean, sum"),
+        ({"pooling": "max"}, "unknown pooling 'max'. Did you mean 'mean'? Valid: first, last, mean, padded_mean, sum"),
         ({"classifier": "linaer"}, "unknown classifier 'linaer'. Did you mean 'linear'"),
         ({"padding": "zero"}, "unknown padding 'zero'. Did you mean 'zeroed'"),
         ({"position_embedding": "sinusoid"}, "unknown position embedding 'sinusoid'. Did you mean 'sinusoidal'"),

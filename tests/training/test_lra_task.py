@@ -37,10 +37,15 @@ SMALL = (
     "training.log_steps=1",
     "training.num_workers=0",
 )
-FAMILIES = ("tnn", "ski-tnn", "fd-tnn", "transnormer-t1", "transnormer-t2", "hgrn", "transformer")
+FAMILIES = (
+    "tnn", "ski-tnn", "fd-tnn", "transnormer-t1", "transnormer-t2", "hgrn", "transformer", "primal", "primal-trans",
+)  # fmt: skip
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
-VOCABULARIES = {"listops": 18, "text": 135, "retrieval": 98}
-# Of the published models, with norms that nothing uses.
+VOCABULARIES = {
+    "s4": {"listops": 18, "text": 135, "retrieval": 98},
+    "byte": {"listops": 17, "text": 257, "retrieval": 257, "image": 256, "pathfinder": 256},
+}
+# Of the published models, with norms and rows of embeddings that nothing uses.
 PARAMETERS = {
     "tnn": (429_066, 640_642, 89_474, 3_097_610, 459_650, 459_650),
     "ski-tnn": (485_642, 697_218, 106_690, 3_476_234, 599_810),
@@ -49,6 +54,8 @@ PARAMETERS = {
     "transnormer-t2": (797_962, 811_906, 872_834, 1_594_634, 400_130),
     "hgrn": (66_250, 683_394, 132_290, 15_798_282, 999_170, 253_826),
     "transformer": (798_730, 142_786, 223_810, 12_623_882, 530_690),
+    "primal": (236_186, 396_946, 462_842, 242_690, 241_658),
+    "primal-trans": (243_654, 404_414, 408_330, 208_838, 187_146),
 }
 CELLS = [(family, task) for family in FAMILIES for task, _ in zip(TASKS, PARAMETERS[family], strict=False)]
 
@@ -143,7 +150,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(run, listops, tmp_path, stop_after
 @pytest.mark.parametrize("padding", ["masked", "ordinary"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_depend_on_padding_as_the_recipe_says(family, padding):
-    recipe = load_recipe(f"{family}-lra-listops", ["model.hidden_size=16", f"model.padding={padding}"])
+    changes = ["model.hidden_size=16", f"model.padding={padding}", "model.pooling=mean"]
+    recipe = load_recipe(f"{family}-lra-listops", changes)
     torch.manual_seed(0)
     model = SubquadForSequenceClassification(classifier_config(recipe, vocab_size=18, input_features=None))
     ids = torch.randint(3, 18, (2, 9))
@@ -204,11 +212,13 @@ def test_a_result_says_what_text_was_validated_on(files, tmp_path, fraction, exp
     assert expected in Run(folder).info["data"]["split_rule"]
 
 
-def norms_between(family, task, config):
-    """Parameters of the published models that have no use, and those that ours has beyond them."""
+def unused(family, task, config):
+    """Parameters of the published models that have no use, without those that ours has beyond them."""
     dim, layers = config.hidden_size, config.num_hidden_layers
+    if family.startswith("primal"):
+        return ((32 if task == "listops" else 512) - config.vocab_size) * dim
     if family in ("tnn", "ski-tnn", "fd-tnn"):
-        encoders = {"tnn": 1 if task in VOCABULARIES else 2}.get(family, 0)
+        encoders = {"tnn": 1 if task in VOCABULARIES["s4"] else 2}.get(family, 0)
         rank = config.mixers[0].get("rpe_hidden_size") or 0
         # Our encoder has a norm before each activation, the published one before the last.
         return 2 * dim * layers - encoders * layers * 2 * (2 * rank)
@@ -221,13 +231,14 @@ def test_every_recipe_is_the_published_model(family, task):
     name = f"{family}-lra-{task}"
     recipe = load_recipe(name)
     _check(recipe)
-    features = None if task in VOCABULARIES else 3 if recipe.data.colour else 1
-    config = classifier_config(recipe, vocab_size=VOCABULARIES.get(task), input_features=features)
+    vocab_size = VOCABULARIES[recipe.data.pipeline].get(task)
+    features = None if vocab_size else 3 if recipe.data.colour else 1
+    config = classifier_config(recipe, vocab_size=vocab_size, input_features=features)
     with torch.device("meta"):
         model = SubquadForSequenceClassification(config)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     published = PARAMETERS[family][TASKS.index(task)]
-    assert parameters == published - norms_between(family, task, config)
+    assert parameters == published - unused(family, task, config)
     assert f"{parameters:,} parameters." in recipe_text(name).splitlines()[0]
     assert recipe.training.steps % recipe.training.eval_steps == 0
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from subquad.training.schedules import build_schedule
 
@@ -63,6 +64,21 @@ TABLES = [
 def test_values(config, steps, table):
     rate = build_schedule(config, steps)
     assert {k: rate(k) for k in table} == pytest.approx(table, rel=1e-8)
+
+
+def test_one_cycle_is_that_of_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter])
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, 500, pct_start=0.2, anneal_strategy="linear")
+    rate = build_schedule({"type": "polynomial", "peak": 1e-4, "warmup": 100, "initial": 4e-6, "end": 4e-10}, 500)
+    beta = build_schedule({"type": "polynomial", "peak": 0.85, "warmup": 100, "initial": 0.95, "end": 0.95}, 500)
+    for k in range(500):
+        (group,) = optimizer.param_groups
+        # torch counts to the update before the last of each part
+        assert rate(k) == pytest.approx(group["lr"], abs=1.01e-6)
+        assert beta(k) == pytest.approx(group["betas"][0], abs=1.01e-3)
+        optimizer.step()
+        cycle.step()
 
 
 @pytest.mark.parametrize("config", [{"type": name, "peak": 1.0, "warmup": 10} for name in ("polynomial", "cosine")])

@@ -17,6 +17,7 @@ from training_runs import assert_same, log_of, losses, numbers, state, tiny_run,
 
 from subquad.evaluation import Run, evaluate_run
 from subquad.training import checkpoints
+from subquad.training.optimizer import FairseqAdam
 from subquad.training.sampler import UpdateBatches
 from subquad.training.tasks import CausalLM
 from subquad.training.train import train
@@ -87,6 +88,16 @@ def test_the_log_has_its_schema_and_the_model_learns(whole_run):
     assert training[0]["learning_rate"] == 0.0
     assert training[5]["learning_rate"] == 1e-2
     assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"] < math.log(260)
+
+
+def test_beta1_follows_its_schedule(tmp_path, monkeypatch):
+    seen, step = [], FairseqAdam.step
+    monkeypatch.setattr(FairseqAdam, "step", lambda self, *_: (seen.append(self.param_groups[0]["betas"]), step(self)))
+    cycle = "training.beta1_schedule={type: polynomial, peak: 0.8, warmup: 2, initial: 0.9, end: 0.9}"
+    tiny_run(tmp_path, "run", cycle, "training.steps=4", "training.eval_steps=4")
+    assert seen == [(pytest.approx(beta), 0.98) for beta in (0.9, 0.85, 0.8, 0.85)]
+    with pytest.raises(ValueError, match="warmup"):
+        tiny_run(tmp_path, "other", cycle.replace("warmup", "warmups"))
 
 
 def test_evaluation_weighs_every_token_equally(whole_run):

@@ -207,12 +207,16 @@ class ImageExamples(Dataset[dict[str, Any]]):
 
         Returns:
             `input_values` (batch, length, features), or `input_ids` (batch, length) and for the byte pipeline
-            `attention_mask`, 0 where an id is 0; `labels` (batch,).
+            `attention_mask`, 0 where an id is 0, and `position_ids`, those of the pixels in the image; `labels`
+            (batch,).
         """
         name = next(name for name in examples[0] if name != "labels")
         batch = {name: torch.stack([example[name] for example in examples]), "labels": _labels(examples)}
         if self.convert is byte_pixels:
-            batch["attention_mask"] = (batch["input_ids"] != 0).long()
+            ids = batch["input_ids"]
+            batch["attention_mask"] = (ids != 0).long()
+            # Padding in the midst of an image takes its place; what stands behind it is not moved up.
+            batch["position_ids"] = torch.arange(ids.shape[1]).expand_as(ids)
         return batch
 
 

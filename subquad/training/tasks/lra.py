@@ -30,16 +30,17 @@ def classifier_config(recipe: Recipe, *, vocab_size: int | None, input_features:
     Raises:
         ValueError: An option is unknown (the message names the nearest valid one), impossible, or not to be set here.
     """
-    task = recipe.data.task  # pyright: ignore[reportAttributeAccessIssue]
+    data = recipe.data
+    assert isinstance(data, LongRangeArenaRecipe)
     from_data = {
-        "num_labels": NUM_LABELS[task],
-        "classifier": "pair" if task == "retrieval" else "linear",
+        "num_labels": NUM_LABELS[data.task],
+        "classifier": "pair" if data.task == "retrieval" else "linear" if data.pipeline == "s4" else "mlp",
         "input_features": input_features,
         "vocab_size": vocab_size or 1,
     }
     for name in from_data:
         if name in recipe.model:
-            raise ValueError(f"model.{name} is not set in a recipe: it follows from data.task")
+            raise ValueError(f"model.{name} is not set in a recipe: it follows from data.task and data.pipeline")
     return SubquadConfig.from_options(recipe.model | from_data)
 
 

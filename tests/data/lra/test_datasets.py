@@ -235,6 +235,7 @@ def test_black_pixels_are_padding_in_the_byte_pipeline_alone(tmp_path):
     assert batch["input_ids"].shape == (10, 1024)
     # grey values 0 … 9, and one image that has been blackened
     assert sorted(batch["attention_mask"].sum(1).tolist()) == [0, 0, *[1024] * 8]
+    assert batch["position_ids"].tolist() == [list(range(1024))] * 10
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_example(tmp_path):
