@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from subquad.data.glue import GLUE_TASKS, glue_task
+from subquad.data.glue import GLUE_TASKS, glue_task, open_glue
 from subquad.evaluation.files import written
 from subquad.evaluation.glue import glue_table
 from subquad.evaluation.runs import Run
@@ -36,12 +36,15 @@ def finetune_suite(
         The names of the columns and the rows of the table; see `subquad.evaluation.glue.glue_table`.
 
     Raises:
+        DataError: The data of a task is not there; raised before the first run.
         ValueError: See `train`; or there are no tasks or seeds, one is given twice, a run was interrupted, or the
             folder holds runs that were finetuned from another.
     """
     tasks = list(GLUE_TASKS) if tasks is None else list(tasks)
     for task in tasks:
         glue_task(task)
+        if data is not None:
+            open_glue(data, task)  # what is not there is named before the first run, not hours later
     for name, values in (("tasks", tasks), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be one or more, each once, got {list(values)}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,13 @@ def test_the_suite_writes_one_table(pretrained, data, tmp_path, stop_after):
     for wrong in ({"tasks": ["rte", "rte"]}, {"seeds": []}):
         with pytest.raises(ValueError, match="one or more, each once"):
             finetune_suite(pretrained, output, **(options | wrong))
+
+
+def test_the_suite_misses_data_before_the_first_run(pretrained, data, tmp_path):
+    shutil.copytree(data / "RTE", tmp_path / "glue" / "RTE")
+    with pytest.raises(DataError, match=r"CoLA.*: no train\.tsv"):
+        finetune_suite(pretrained, tmp_path / "suite", data=tmp_path / "glue", tasks=["rte", "cola"], seeds=[1])
+    assert not (tmp_path / "suite").exists()
 
 
 def test_the_table_of_papers():
