@@ -173,6 +173,23 @@ def glue(
 
 
 @app.command()
+def lra(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of the Long Range Arena.")],
+    output: Annotated[Path, typer.Option(help="Folder to write lra.json, lra.csv and lra.png to.")],
+) -> None:
+    """Put runs of the Long Range Arena in the table of papers, beside what was published."""
+    from subquad.evaluation.lra import lra_cells, lra_notes, lra_table, save_lra
+
+    cells = lra_cells(runs)
+    save_lra(cells, output)
+    _print_table(*lra_table(cells))
+    typer.echo("accuracy × 100 on the test set; * recalled, verify against the paper; average (number of tasks)\n")
+    for line in [*lra_notes(cells), *(cell.describe() for cell in cells)]:
+        typer.echo(line)
+    typer.echo(output / "lra.json")
+
+
+@app.command()
 def extrapolate(
     run: RunFolder,
     lengths: Annotated[str, typer.Option(help="Lengths to evaluate at, as in 256,512,1024.")],

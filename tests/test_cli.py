@@ -40,7 +40,7 @@ def fits_a_terminal(text):
     return all(len(line) <= 80 for line in text.splitlines())
 
 
-COMMANDS = ("train", "evaluate", "extrapolate", "generate", "compare", "convert", "data", "info", "recipes")
+COMMANDS = ("train", "evaluate", "extrapolate", "generate", "compare", "convert", "data", "info", "lra", "recipes")
 
 
 def test_help_of_every_command(call):
