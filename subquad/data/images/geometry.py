@@ -1,5 +1,6 @@
 """Which part of an image is seen, and at which size."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,18 +45,14 @@ def random_box(
     Returns:
         None if in ten attempts it was larger than the image.
     """
-    areas = height * width * rng.uniform(*area, size=ATTEMPTS)
-    ratios = np.exp(rng.uniform(*np.log(ratio), size=ATTEMPTS))
-    heights, widths = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    if not fits.any():
-        return None
-    first = int(fits.argmax())
-    box_height, box_width = int(heights[first]), int(widths[first])
-    place = rng.random(2)
-    return Box(
-        int(place[0] * (height - box_height + 1)), int(place[1] * (width - box_width + 1)), box_height, box_width
-    )
+    for _ in range(ATTEMPTS):
+        pixels = height * width * rng.uniform(*area)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_height, box_width = round(math.sqrt(pixels / shape)), round(math.sqrt(pixels * shape))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = rng.random() * (height - box_height + 1), rng.random() * (width - box_width + 1)
+            return Box(int(top), int(left), box_height, box_width)
+    return None
 
 
 def central_box(height: int, width: int, ratio: tuple[float, float] = RATIO) -> Box:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from subquad.data.errors import DataNotFoundError
 from subquad.data.images import cifar, folders, idx
 from subquad.data.images.splits import ImageSplit, Release, fingerprint
-from subquad.data.lra.splits import SEED, random_split
+from subquad.data.splits import SEED, random_split
 
 
 @dataclass(frozen=True, eq=False)

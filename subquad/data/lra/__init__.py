@@ -5,8 +5,8 @@ from subquad.data.lra.datasets import LRAData, open_lra
 from subquad.data.lra.listops import ListOpsLimits, evaluate_listops, generate_listops
 from subquad.data.lra.pathfinder import draw_pathfinder, generate_pathfinder, pathfinder_parameters
 from subquad.data.lra.readers import read_listops, read_pathfinder, read_retrieval, read_text
-from subquad.data.lra.splits import random_split
 from subquad.data.lra.vocabulary import FrequencyVocabulary
+from subquad.data.splits import random_split
 
 __all__ = [
     "FrequencyVocabulary",

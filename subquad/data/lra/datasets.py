@@ -28,8 +28,8 @@ from subquad.data.errors import DataError
 from subquad.data.lra import listops, readers
 from subquad.data.lra.cifar import CifarImages, read_cifar10
 from subquad.data.lra.readers import TextExample
-from subquad.data.lra.splits import SEED, random_split
 from subquad.data.lra.vocabulary import FrequencyVocabulary
+from subquad.data.splits import SEED, random_split
 
 Pipeline = Literal["s4", "byte"]
 PIPELINES = ("s4", "byte")

@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, int]] = {
     "pathfinder": {"all": 200_000},
     "pathx": {"all": 200_000},
 }
-"""Examples in the published files. Those of the images are divided by `subquad.data.lra.splits`."""
+"""Examples in the published files. Those of the images are divided by `subquad.data.splits`."""
 
 RETRIEVAL_FILES = {
     "train": "new_aan_pairs.train.tsv",
