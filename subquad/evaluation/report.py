@@ -26,7 +26,24 @@ from subquad.evaluation.runs import Run
 
 MISSING = "–"
 # What a perplexity is taken over, by task.
-SCORED = {"causal-lm": "token", "masked-lm": "masked token", "sequence-classification": "example"}
+SCORED = {
+    "causal-lm": "token",
+    "masked-lm": "masked token",
+    "sequence-classification": "example",
+    "glue": "example",
+    "image-classification": "image",
+}
+# Scores of classifiers that are better when they are higher: name on the page, unit, and whether they are shares.
+SCORES = {
+    "accuracy": ("Accuracy", "", True),
+    "accuracy_mismatched": ("Accuracy", "mismatched", True),
+    "top5_accuracy": ("Accuracy", "five answers", True),
+    "last_accuracy": ("Accuracy", "last weights", True),
+    "f1": ("F1", "", True),
+    "matthews": ("Matthews' correlation", "", False),
+    "pearson": ("Pearson's correlation", "", False),
+    "spearman": ("Spearman's correlation", "", False),
+}
 # A loss curve is drawn with at most so many points, each the mean of its stretch.
 CURVE_POINTS = 240
 
@@ -153,6 +170,12 @@ class _Entry:
         rows = self.run.extrapolation.get("results")
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
+    def accuracy_curve(self, x: str) -> list[Point]:
+        """Accuracy on the validation data against a column of the log; none where numbers are predicted."""
+        if self.task != "glue":
+            return self.curve(x, "eval_accuracy")
+        return [] if self.run.metrics.get("glue_task") == "stsb" else self.curve(x, "eval_score")
+
     def curve(self, x: str, y: str) -> list[Point]:
         """Two columns of the log."""
         points = [(_number(entry.get(x)), _number(entry.get(y))) for entry in self.run.log]
@@ -222,9 +245,7 @@ class _Report:
             per_masked = per_token if len(self.maskings) < 2 else None
             fact = "Lowest perplexity of masked tokens"
             columns.append(self._perplexity("masked_perplexity", "masked-lm", per_masked, fact))
-        if "sequence-classification" in self.tasks:
-            most = "max" if same_data else None
-            columns.append(_recorded("accuracy", "Accuracy", "", "{:.2%}".format, most, "Highest accuracy"))
+        columns += [self._score(key) for key in SCORES if any(e.metric(key) is not None for e in self.entries)]
         if self.longest is not None:
             name, unit = ("Perplexity", "per token") if self.quality == "perplexity" else ("Bits per byte", "")
             columns.append(
@@ -265,6 +286,21 @@ class _Report:
 
     def _of(self, task: str) -> list[_Entry]:
         return [entry for entry in self.entries if entry.task == task]
+
+    def _score(self, key: str) -> _Column:
+        """A score of classifiers, of which the highest is the best where all are of the same data."""
+        head, unit, is_share = SCORES[key]
+        having = [e for e in self.entries if e.metric(key) is not None]
+        is_alone = len(having) == 1 < len(self.entries)
+        fact = f"Highest {head[0].lower()}{head[1:]}" if is_share else f"Highest {head}"
+        return _recorded(
+            key,
+            head,
+            unit,
+            "{:.2%}".format if is_share else "{:.4f}".format,
+            "max" if not is_alone and len(_distinct(e.evaluated_on for e in having)) < 2 else None,
+            f"{fact} ({unit})" if unit else fact,
+        )
 
     def _perplexity(self, key: str, task: str, best: str | None, fact: str) -> _Column:
         """Perplexity in the runs of one task; that of another is another quantity."""
@@ -344,7 +380,7 @@ class _Report:
             notes.append("<b>Different masking.</b> Perplexities of masked tokens cannot be compared.")
         if len(self.texts) > 1:
             notes.append(
-                "<b>Different data.</b> The runs were not evaluated on the same text: their losses cannot be compared."
+                "<b>Different data.</b> The runs were not evaluated on the same data: their losses cannot be compared."
             )
         elif len(self.vocabularies) < 2 and len(_distinct(e.run.data_fingerprint for e in self.entries)) > 1:
             notes.append("<b>Different training data.</b> The text the runs were evaluated on is the same.")
@@ -418,8 +454,13 @@ class _Report:
     # Figures
 
     def _figures(self) -> str:
-        losses = [self._loss(against, task) for task in self.tasks for against in ("step", "time")]
-        figures = [*losses, self._extrapolation(), self._generation(), *self._bars()]
+        curves = [
+            draw(against, task)
+            for task in self.tasks
+            for draw in (self._loss, self._accuracy)
+            for against in ("step", "time")
+        ]
+        figures = [*curves, self._extrapolation(), self._generation(), *self._bars()]
         return "\n".join(figure for figure in figures if figure)
 
     def _figure(self, title: str, chart: str, caption: str, drawn: Sequence[_Entry] = ()) -> str:
@@ -434,19 +475,40 @@ class _Report:
         series = [Series(e.name, e.colour, e.curve(against, "eval_loss")) for e in drawn]
         series += [Series(e.name, e.colour, e.curve(against, "loss"), is_background=True) for e in drawn]
         loss = Axis(f"loss (nats per {SCORED[task]})" if task in SCORED else "loss (nats)", "{:.4g}".format)
+        thick_and_thin = "Lower is better. Thick: validation loss; thin: training loss."
+        return self._while_training(against, task, "Loss", series, loss, thick_and_thin, drawn)
+
+    def _accuracy(self, against: str, task: str) -> str:
+        drawn = [e for e in self._of(task) if e.accuracy_curve(against)]
+        if not drawn:
+            return ""
+        series = [Series(e.name, e.colour, e.accuracy_curve(against)) for e in drawn]
+        accuracy = Axis("accuracy", "{:.3g}".format)
+        return self._while_training(
+            against, task, "Accuracy", series, accuracy, "Higher is better. On the validation data.", drawn
+        )
+
+    def _while_training(
+        self,
+        against: str,
+        task: str,
+        title: str,
+        series: Sequence[Series],
+        axis: Axis,
+        caption: str,
+        drawn: Sequence[_Entry],
+    ) -> str:
+        """What became better in training, against the updates ("step") or against minutes ("time")."""
         of_task = f" ({task})" if len(self.tasks) > 1 else ""
         if against == "step":
-            return self._figure(
-                f"Loss while training{of_task}",
-                line_chart(series, Axis("step", _whole), loss),
-                "Lower is better. Thick: validation loss; thin: training loss.",
-                drawn,
-            )
+            chart = line_chart(series, Axis("step", _whole), axis)
+            return self._figure(f"{title} while training{of_task}", chart, caption, drawn)
         series = [Series(s.name, s.colour, [(x / 60, y) for x, y in s.points], s.is_background) for s in series]
         return self._figure(
-            f"Loss against time{of_task}",
-            line_chart(series, Axis("minutes of training", "{:.4g}".format), loss),
-            "The curve furthest to the left reaches a loss first; times are those of the training machine.",
+            f"{title} against time{of_task}",
+            line_chart(series, Axis("minutes of training", "{:.4g}".format), axis),
+            f"The curve furthest to the left reaches the same {title.lower()} first; "
+            "times are those of the training machine.",
             drawn,
         )
 

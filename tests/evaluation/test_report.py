@@ -221,6 +221,56 @@ def test_masked_runs_are_ranked_where_the_masking_is_the_same(runs, measured, tm
         assert ("Lowest perplexity of masked tokens" in text) != is_other
 
 
+def make_classifier(run, task, accuracies, score="eval_accuracy", **metrics):
+    """As if the run had been of classes."""
+    recipe = run / "recipe.yaml"
+    recipe.write_text(f"task: {task}\n{recipe.read_text()}")
+    (run / "extrapolation.json").unlink()
+    figures = dict.fromkeys(("perplexity", "bits_per_byte", "bytes", "words", "tokens", "vocabulary"))
+    edit(run, "metrics.json", **figures, **metrics)
+    lines = [json.dumps({"step": 10 * i, "time": 60 * i, score: value}) for i, value in enumerate(accuracies, start=1)]
+    with (run / "log.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def test_classifiers_are_compared_by_accuracy(runs, measured, tmp_path):
+    make_classifier(runs[0], "sequence-classification", (0.3, 0.5), accuracy=0.4567, last_accuracy=0.4)
+    make_classifier(runs[1], "sequence-classification", (0.2, 0.6), accuracy=0.4321)
+    path = compare(runs[:2], tmp_path / "out")
+    source = path.read_text(encoding="utf-8")
+    seen = Page(source).text
+    assert re.findall(r'Highest accuracy</div><div class="figure">([0-9.]+%)', source) == ["45.67%"]
+    for title in ("Accuracy while training", "Accuracy against time", "last weights", "43.21%"):
+        assert title in seen
+    assert "Perplexity" not in seen
+    assert "Different" not in source
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert [row["accuracy"] for row in rows] == ["0.4567", "0.4321"]
+    assert [row["last_accuracy"] for row in rows] == ["0.4", ""]
+    edit(runs[0], "run.json", data={"name": "larks", "fingerprint": "beef"})
+    source = compare(runs[:2], tmp_path / "out").read_text(encoding="utf-8")
+    assert "Different data" in source
+    assert "Highest accuracy" not in source
+
+
+def test_classifiers_of_several_tasks_have_curves_of_their_own(runs, measured, tmp_path):
+    make_classifier(runs[0], "glue", (0.3, 0.5), "eval_score", accuracy=0.6, f1=0.7, glue_task="mrpc")
+    make_classifier(runs[1], "glue", (-0.3, -0.2), "eval_score", pearson=0.8125, spearman=0.75, glue_task="stsb")
+    make_classifier(runs[2], "image-classification", (0.2, 0.6), accuracy=0.9, top5_accuracy=0.99)
+    path = compare(runs, tmp_path / "out")
+    seen = Page(path.read_text(encoding="utf-8")).text
+    for text in ("Accuracy while training (glue)", "Accuracy while training (image-classification)", "0.8125", "F1"):
+        assert text in seen
+    glue = seen[seen.index("Accuracy while training (glue)") :]
+    assert glue[1:3] == ["hgru", "accuracy"]  # scores of STS-B are no accuracy
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert [(row["accuracy"], row["f1"], row["pearson"], row["top5_accuracy"]) for row in rows] == [
+        ("0.6", "0.7", "", ""),
+        ("", "", "0.8125", ""),
+        ("0.9", "", "", "0.99"),
+    ]
+
+
 def test_files_of_other_forms_are_missing_values(runs, measured, tmp_path):
     edit(runs[0], "metrics.json", vocabulary=5, perplexity="low", parameters=True)
     edit(runs[0], "extrapolation.json", results=[3, {"length": "long"}])
