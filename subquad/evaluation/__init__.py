@@ -10,6 +10,7 @@ from subquad.evaluation.efficiency import (
     training_speed,
 )
 from subquad.evaluation.extrapolation import extrapolate, extrapolate_run, save_extrapolation
+from subquad.evaluation.images import ImageResult, evaluate_images
 from subquad.evaluation.perplexity import (
     PerplexityResult,
     evaluate_masked_perplexity,
@@ -23,11 +24,13 @@ __all__ = [
     "AccuracyResult",
     "Efficiency",
     "GenerationSpeed",
+    "ImageResult",
     "PerplexityResult",
     "Run",
     "TrainingSpeed",
     "compare",
     "evaluate_accuracy",
+    "evaluate_images",
     "evaluate_masked_perplexity",
     "evaluate_perplexity",
     "evaluate_run",

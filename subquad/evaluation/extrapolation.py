@@ -19,6 +19,7 @@ from subquad.data import TokenStream
 from subquad.data.sources import DataValue
 from subquad.evaluation.files import written
 from subquad.evaluation.perplexity import PerplexityResult, evaluate_perplexity
+from subquad.evaluation.plots import require_matplotlib
 from subquad.evaluation.runs import Run
 
 
@@ -155,11 +156,3 @@ def _figure(results: Sequence[PerplexityResult], training_length: int | None, ti
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
-
-
-def require_matplotlib() -> None:
-    """Raise an error with the remedy where matplotlib is missing; called before long work that needs it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ImportError("the figure needs matplotlib: pip install 'subquad[plots]'") from None

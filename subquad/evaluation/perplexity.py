@@ -26,6 +26,7 @@ from subquad.data.blocks import IGNORED
 from subquad.data.sources import DataValue
 from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy, open_examples
 from subquad.evaluation.glue import GlueResult, evaluate_glue_run
+from subquad.evaluation.images import ImageResult, evaluate_image_run
 from subquad.evaluation.runs import Run
 
 # One batch holds about this many tokens, and no more logits than fit 1 GiB in float32.
@@ -238,7 +239,7 @@ def evaluate_run(
     context_window: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> PerplexityResult | AccuracyResult | GlueResult:
+) -> PerplexityResult | AccuracyResult | ImageResult | GlueResult:
     """Evaluate the model of a run folder, by its task.
 
     Args:
@@ -256,12 +257,16 @@ def evaluate_run(
     """
     run = Run(folder)
     split = split or run.evaluated_split
-    if run.task in ("sequence-classification", "glue") and (length or context_window):
+    if run.task in ("sequence-classification", "image-classification", "glue") and (length or context_window):
         raise ValueError("a classifier sees whole sequences: leave length and context_window out")
     if run.task == "glue":
         if data is not None and not isinstance(data, str | Path):
             raise ValueError(f"the data of GLUE is one folder or hf:NAME, got {data}")
         return evaluate_glue_run(run, data, split, device=device, progress=progress)
+    if run.task == "image-classification":
+        if data is not None and not isinstance(data, str | Path):
+            raise ValueError(f"images are in one folder, got {data}")
+        return evaluate_image_run(run, data, split, device=device, progress=progress)
     if run.task == "sequence-classification":
         examples = open_examples(run, data, split, progress=progress)
         return evaluate_accuracy(run.load_model(device), examples, batch_size=run.device_batch_size, progress=progress)

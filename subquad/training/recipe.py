@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
+from subquad.data.images.augmentation import Augmentation
 from subquad.registry import unknown_name
 
 
@@ -83,8 +84,37 @@ class GlueRecipe:
     max_length: int
 
 
+@dataclass
+class ImageRecipe:
+    """Which images, in place of a text: the data of the task "image-classification".
+
+    Args:
+        source: Folder with the images; see `subquad.data.images.open_images`.
+        image_size: Height and width of what the model sees.
+        layout: What the model sees: "patches" of an image, which its patch embedding cuts out, or "pixels", a sequence
+            of them, row after row.
+        augmentation: How training images are changed.
+        valid_fraction: Share of the training images that are held out for validation; with 0 the test images are those
+            of validation, as published, where there are no others.
+    """
+
+    source: str
+    image_size: int
+    layout: Literal["patches", "pixels"]
+    augmentation: Augmentation
+    valid_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"data.image_size must be at least 1, got {self.image_size}")
+
+
 # What the section `data` is, for tasks that do not learn from one stream of text.
-DATA_RECIPES: dict[str, type] = {"sequence-classification": LongRangeArenaRecipe, "glue": GlueRecipe}
+DATA_RECIPES: dict[str, type] = {
+    "sequence-classification": LongRangeArenaRecipe,
+    "glue": GlueRecipe,
+    "image-classification": ImageRecipe,
+}
 
 
 @dataclass
@@ -170,7 +200,7 @@ class Recipe:
 
     task: str
     model: dict[str, Any]
-    data: DataRecipe | LongRangeArenaRecipe | GlueRecipe
+    data: DataRecipe | LongRangeArenaRecipe | GlueRecipe | ImageRecipe
     training: TrainingRecipe
     init: str | None = None
 

@@ -1,5 +1,6 @@
 """The order of the data, and which epoch an example is of: a function of the seed alone, whatever the devices."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,6 +92,11 @@ class UpdateBatches(Sampler[list[list[int]]]):
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_examples)
         index = order.repeat(self.repeats)[: self.num_examples]
         return np.stack([epoch * self.repeats + np.arange(len(index)) % self.repeats, index], axis=1)
+
+
+def num_devices() -> int:
+    """How many processes, with one device each, `torchrun` or `accelerate launch` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def fitting_batch_size(batch_size: int, device_batch_size: int, num_devices: int) -> int:

@@ -27,10 +27,10 @@ from subquad.training.checkpoints import KEPT, last_complete, step_of
 from subquad.training.ema import FOLDER as EMA_FOLDER
 from subquad.training.optimizer import OPTIMIZERS
 from subquad.training.recipe import Recipe, load_recipe
-from subquad.training.sampler import fitting_batch_size
+from subquad.training.sampler import fitting_batch_size, num_devices
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks import Task, task_class
-from subquad.training.trainer import SubquadTrainer, num_devices, training_arguments
+from subquad.training.trainer import SubquadTrainer, training_arguments
 
 LOGGERS = ("tensorboard", "trackio", "wandb")
 # What may change when a run is resumed: nothing that its earlier updates depend on.

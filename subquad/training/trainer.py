@@ -10,10 +10,9 @@ What differs from `transformers.Trainer`, and why:
 """
 
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,13 @@ from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, Sche
 from subquad.training.checkpoints import PREFIX, remove_old
 from subquad.training.optimizer import build_optimizer
 from subquad.training.recipe import TrainingRecipe
-from subquad.training.sampler import Epochs, UpdateBatches, fitting_batch_size
+from subquad.training.sampler import Epochs, UpdateBatches, fitting_batch_size, num_devices
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks import Task
 
 
 class DivergedError(ValueError):
     """The loss or its gradient is not a finite number."""
-
-
-def num_devices() -> int:
-    """How many processes, with one device each, `torchrun` or `accelerate launch` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def training_arguments(recipe: TrainingRecipe, folder: Path, selected_by: str = "loss") -> TrainingArguments:
@@ -157,13 +151,13 @@ class SubquadTrainer(Trainer):
             num_devices=args.world_size,
             repeats=self.task.repeats,
         )
-        return self._dataloader(Epochs(self.train_dataset), sampler)
+        return self._dataloader(Epochs(self.train_dataset), sampler, self.task.collate)
 
-    def _dataloader(self, data: Any, batches: Any) -> DataLoader:
+    def _dataloader(self, data: Any, batches: Any, collate: Callable[[Sequence[Any]], dict[str, Tensor]]) -> DataLoader:
         return DataLoader(
             data,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             generator=torch.Generator(),  # so that reading data draws nothing from torch's own
@@ -265,7 +259,8 @@ class SubquadTrainer(Trainer):
             batches = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
             # Sharded models need equally many batches on all devices: surplus ones are scored, and not counted.
             mine = range(self.args.process_index, math.ceil(len(batches) / devices) * devices, devices)
-            loader = self._dataloader(data, [batches[index % len(batches)] for index in mine])
+            padded = [batches[index % len(batches)] for index in mine]
+            loader = self._dataloader(data, padded, self.task.collate_valid)
             sums = torch.zeros(len(self.task.score_names), dtype=torch.float64)
             assert isinstance(self.model, nn.Module)
             self.model.eval()

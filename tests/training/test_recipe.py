@@ -56,7 +56,7 @@ SIZES = {
     "transnormer-t2-mlm-wikitext103": (124_673_241, 12 * REFLECTIONS),
 }
 """Parameters of the published models, and how many of them are not trained."""
-SELDOM = {"ema_decay"}
+SELDOM = {"beta1_schedule", "ema_decay"}
 """Entries of the training that few recipes have: without them nothing is done."""
 
 

@@ -6,6 +6,7 @@ A new task is one class with `@register_task(name)`, in a file of its own that i
 from subquad.training.tasks.base import TASKS, Task, register_task, task_class
 from subquad.training.tasks.causal_lm import CausalLM
 from subquad.training.tasks.glue import Glue
+from subquad.training.tasks.images import ImageClassification
 from subquad.training.tasks.lra import SequenceClassification
 from subquad.training.tasks.masked_lm import MaskedLM
 from subquad.training.tasks.text import LanguageModel, model_config
@@ -14,6 +15,7 @@ __all__ = [
     "TASKS",
     "CausalLM",
     "Glue",
+    "ImageClassification",
     "LanguageModel",
     "MaskedLM",
     "SequenceClassification",

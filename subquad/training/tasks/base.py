@@ -48,7 +48,7 @@ class Task:
             ValueError: There is one.
         """
 
-    def data_record(self) -> dict[str, str]:
+    def data_record(self) -> dict[str, Any]:
         """What `run.json` says of the data: "name", "fingerprint", "split_rule". Other content, another fingerprint."""
         raise NotImplementedError
 
@@ -59,6 +59,10 @@ class Task:
     def collate(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Make a batch of examples: the keyword arguments of the model."""
         raise NotImplementedError
+
+    def collate_valid(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        """As `collate`, of validation data; by default the same."""
+        return self.collate(examples)
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the summed loss of a batch is divided by, a scalar: its number of targets."""

@@ -1,0 +1,213 @@
+"""Image classifiers: accuracy, the right class among the five most likely, and which classes are confused."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from subquad.data import DataError
+from subquad.data.images import EvaluationImages, ImageData, open_images
+from subquad.evaluation.accuracy import total_scores
+from subquad.evaluation.confusion import save_confusion
+from subquad.evaluation.plots import require_matplotlib
+from subquad.evaluation.runs import Run
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """How well a model names the classes of images.
+
+    Args:
+        nll: Negative log-likelihood of all right classes in nats.
+        top5: Number of images whose class is among the five most likely.
+        confusion: (classes, classes) int64: how many images of a class, the row, were taken for another, the column.
+        classes: Names of the classes.
+    """
+
+    nll: float
+    top5: int
+    confusion: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def examples(self) -> int:
+        """Number of images, all of them scored."""
+        return int(self.confusion.sum())
+
+    @property
+    def correct(self) -> int:
+        """Number of images whose most likely class is the right one."""
+        return int(self.confusion.trace())
+
+    @property
+    def loss(self) -> float:
+        """Nats per image."""
+        return self.nll / self.examples
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, from 0 to 1."""
+        return self.correct / self.examples
+
+    @property
+    def top5_accuracy(self) -> float | None:
+        """Share of images whose class is among the five most likely; None where there are no more classes."""
+        return self.top5 / self.examples if len(self.classes) > TOP else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        top5 = {} if self.top5_accuracy is None else {"top5_accuracy": self.top5_accuracy}
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            **top5,
+            "correct": self.correct,
+            "examples": self.examples,
+            "task": "image-classification",
+        }
+
+    def table(self) -> list[list[str]]:
+        """Rows of what is measured, its value, and what it is taken over, for the terminal."""
+        rows = [["accuracy", f"{self.accuracy:.2%}", f"{self.correct:,} of {self.examples:,} images, none skipped"]]
+        if self.top5_accuracy is not None:
+            of_all = f"{self.top5:,} of {self.examples:,} images"
+            rows.append(["accuracy in five answers", f"{self.top5_accuracy:.2%}", of_all])
+        return [*rows, ["loss (nats per image)", f"{self.loss:.4f}", f"{self.examples:,} images"]]
+
+
+def score_images(model: Any, batch: Any, *, confusion: bool = False) -> Tensor:
+    """Sums over a batch, float64 on the CPU: nats, right classes among five answers, right answers, and images.
+
+    Args:
+        model: A classifier, called with the batch.
+        batch: Its keyword arguments, `labels` (batch,) among them.
+        confusion: Return the confusion matrix in place of the last two, row after row.
+    """
+    labels = batch["labels"]
+    logits = model(**batch).logits
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(wide, labels, reduction="sum")
+    classes = wide.shape[-1]
+    top5 = (wide.topk(min(TOP, classes)).indices == labels.unsqueeze(-1)).sum()
+    answers = wide.argmax(-1)
+    if confusion:
+        counts = torch.bincount(labels * classes + answers, minlength=classes**2)
+    else:
+        counts = torch.stack([(answers == labels).sum(), torch.full_like(top5, len(labels))])
+    return torch.cat([torch.stack([nll.double(), top5.double()]), counts.double()]).cpu()
+
+
+def evaluate_images(
+    model: PreTrainedModel,
+    images: EvaluationImages,
+    *,
+    layout: str,
+    batch_size: int,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> ImageResult:
+    """Classify every image.
+
+    Args:
+        model: A classifier; its mode (training or not) is left as it was.
+        images: A split, as evaluation sees it.
+        layout: "patches" or "pixels"; see `model_inputs`.
+        batch_size: Images in a batch.
+        num_workers: Processes that read images; 0: none but this one.
+        progress: Show a progress bar on a terminal.
+
+    Raises:
+        ValueError: There is no image, or the loss is not finite.
+    """
+    loader = DataLoader(images, batch_size=batch_size, collate_fn=images.collate, num_workers=num_workers)
+    sums = total_scores(
+        model,
+        (model_inputs(batch, layout) for batch in loader),
+        lambda model, batch: score_images(model, batch, confusion=True),
+        len(images),
+        progress=progress,
+    )
+    classes = images.data.classes
+    confusion = sums[2:].long().view(len(classes), len(classes))
+    return ImageResult(sums[0].item(), int(sums[1]), confusion, classes)
+
+
+def model_inputs(batch: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """A batch of images as a model takes it.
+
+    Args:
+        batch: `pixel_values` (batch, channels, height, width) and `labels`.
+        layout: "patches": as they are; "pixels": `input_values` (batch, height · width, channels), row after row.
+    """
+    if layout == "patches":
+        return batch
+    return {"input_values": batch["pixel_values"].flatten(2).mT.contiguous(), "labels": batch["labels"]}
+
+
+def evaluate_image_run(
+    run: Run,
+    data: str | Path | None = None,
+    split: str = "test",
+    *,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> ImageResult:
+    """Evaluate a run of the task "image-classification"; writes `confusion.json`, `.csv` and `.png` into its folder.
+
+    Args:
+        run: The run.
+        data: Folder of images with the classes of the run; default: that of the recipe.
+        split: "train", "valid" or "test".
+        device: Where to compute; default: a GPU where there is one.
+        progress: Show a progress bar.
+
+    Raises:
+        DataError: The recipe is missing or damaged, or the classes are not those of the run.
+        ImportError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    section, training = run.recipe.get("data"), run.recipe.get("training")
+    if not isinstance(section, dict) or not isinstance(size := section.get("image_size"), int):
+        raise DataError(f"{run.folder}: its data is not known (no recipe.yaml)")
+    source = section.get("source") if data is None else data
+    held_out = section.get("valid_fraction", 0.0)
+    opened = open_images(str(source), valid_fraction=held_out if isinstance(held_out, int | float) else 0.0)
+    opened = _as_in_training(opened, run)
+    model = run.load_model(device)
+    names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    if names != opened.classes:
+        raise DataError(
+            f"{source}: other classes ({_some(opened.classes)}) than {run.folder} was trained on ({_some(names)})"
+        )
+    workers = training.get("num_workers") if isinstance(training, dict) else 0
+    result = evaluate_images(
+        model,
+        EvaluationImages(opened, split, size),
+        layout=section.get("layout", "patches"),
+        batch_size=run.device_batch_size,
+        num_workers=workers if isinstance(workers, int) else 0,
+        progress=progress,
+    )
+    about = {"run": run.name, "data": opened.name, "split": split}
+    save_confusion(run.folder, result.confusion, result.classes, about)
+    return result
+
+
+def _as_in_training(opened: ImageData, run: Run) -> ImageData:
+    """The images with the mean and standard deviation that the inputs of the run were normalised with."""
+    record = run.info.get("data")
+    record = record if isinstance(record, dict) else {}
+    mean, std = record.get("mean", opened.mean), record.get("std", opened.std)
+    return dataclasses.replace(opened, mean=tuple(mean), std=tuple(std))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
