@@ -1,6 +1,6 @@
 """Accuracy of classifiers: the share of examples whose most likely class is the right one, counted over all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,25 +88,51 @@ def evaluate_accuracy(
     Raises:
         ValueError: There is no example, or the loss is not finite.
     """
-    if not len(examples):
+    starts = range(0, len(examples), batch_size)
+    batches = (
+        examples.collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
+        for start in starts
+    )
+    nll, correct, count = total_scores(model, batches, score_batch, len(examples), progress=progress).tolist()
+    return AccuracyResult(nll, int(correct), int(count))
+
+
+def total_scores(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    score: Callable[[Any, Mapping[str, Tensor]], Tensor],
+    num_examples: int,
+    *,
+    progress: bool,
+) -> Tensor:
+    """The sum of a score over batches, float64 on the CPU.
+
+    Args:
+        model: A classifier; its mode (training or not) is left as it was.
+        batches: Its keyword arguments, `labels` (batch,) among them.
+        score: Of the model and a batch; a tensor of sums, the first of which is the negative log-likelihood.
+        num_examples: In all batches.
+        progress: Show a progress bar on a terminal.
+
+    Raises:
+        ValueError: There is no example, or the loss is not finite.
+    """
+    if not num_examples:
         raise ValueError("there is no example to evaluate on")
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros((), dtype=torch.float64)
     hidden = None if progress else True  # None: shown on a terminal only
     try:
-        with torch.inference_mode(), tqdm(total=len(examples), desc="examples", disable=hidden) as bar:
-            for start in range(0, len(examples), batch_size):
-                rows = range(start, min(start + batch_size, len(examples)))
-                batch = examples.collate([examples[index] for index in rows])
-                sums += score_batch(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-                bar.update(len(rows))
+        with torch.inference_mode(), tqdm(total=num_examples, desc="examples", disable=hidden) as bar:
+            for batch in batches:
+                sums = sums + score(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+                bar.update(len(batch["labels"]))
     finally:
         model.train(was_training)
-    nll, correct, count = sums.tolist()
     if not torch.isfinite(sums[0]):
-        raise ValueError(f"the model's loss is {nll}")
-    return AccuracyResult(nll, int(correct), int(count))
+        raise ValueError(f"the model's loss is {sums[0].item()}")
+    return sums
 
 
 def open_examples(run: Run, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> Any:
