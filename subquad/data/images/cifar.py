@@ -110,10 +110,13 @@ def read_cifar(root: Path, cifar: Cifar, *, strict: bool = False) -> Release:
     """
     parts = {part: read_part(root, cifar, part, strict=strict) for part in cifar.parts}
     (path,) = _files(root, cifar, [cifar.meta])
-    names = read_pickle(path.read_bytes(), path, f"list of classes of {cifar.title}").get(cifar.names)
+    content = path.read_bytes()
+    names = read_pickle(content, path, f"list of classes of {cifar.title}").get(cifar.names)
     names = [as_text(name) for name in names] if isinstance(names, list) else []
     if len(names) != cifar.num_classes or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: `{cifar.names}` must be a list of the names of {cifar.num_classes} classes")
+    if len(parts["train"]) == cifar.size["train"] * len(cifar.parts["train"]):
+        _check_md5(content, path, cifar, strict)
     return Release(cifar.title, names, dict(parts), cifar.mean, cifar.std)
 
 
@@ -157,9 +160,14 @@ def _read_batch(path: Path, cifar: Cifar, size: int, strict: bool) -> tuple[np.n
             f"{path}: `{cifar.labels}` must be a whole number from 0 to {last} for each of {len(pixels)} images"
         )
     # Batches of another size are no copies of the published ones, and are told by their size.
-    if len(pixels) == size and hashlib.md5(content, usedforsecurity=False).hexdigest() != cifar.md5[path.name]:
+    if len(pixels) == size:
+        _check_md5(content, path, cifar, strict)
+    return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+
+
+def _check_md5(content: bytes, path: Path, cifar: Cifar, strict: bool) -> None:
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != cifar.md5[path.name]:
         message = f"{path}: not the published file, whose MD5 is {cifar.md5[path.name]}"
         if strict:
             raise DataError(message)
         warnings.warn(message, stacklevel=2)
-    return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)

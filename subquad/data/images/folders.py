@@ -63,7 +63,7 @@ def _images(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         ordered = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in ordered:
-        if entry.is_dir():
+        if entry.is_dir(follow_symlinks=False):
             yield from _images(Path(entry.path))
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry
@@ -75,11 +75,22 @@ def _read_part(folder: Path) -> ImageFiles:
         before = len(names)
         for entry in _images(subfolder):
             names.append(os.fsencode(os.path.relpath(entry.path, folder)))
-            sizes.append(entry.stat().st_size)
+            sizes.append(_size(entry.path))
         if len(names) == before:
             raise DataError(f"{subfolder}: no image of this class (looked for {' '.join(SUFFIXES)})")
         labels += [label] * (len(names) - before)
     return ImageFiles(folder, np.array(names), np.array(sizes), np.array(labels, dtype=np.int64))
+
+
+def _size(path: str | Path, where: str = "") -> int:
+    """Bytes of an image."""
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError):
+        raise DataNotFoundError(f"{where}{path}: no such image") from None
+    if not size:
+        raise DataError(f"{where}{path}: an empty file, not an image")
+    return size
 
 
 # Lists
@@ -98,28 +109,29 @@ def read_lists(root: Path, image_root: Path | None = None) -> Release:
         image_root: The folder that paths begin at; default `root`.
 
     Raises:
-        DataNotFoundError: An image is missing; the message names the line.
+        DataNotFoundError: `train.txt` or an image is missing; the message names the line.
         DataError: A line is of another form, or its class is outside the range.
     """
     places = {part: [root / f"{name}.txt" for name in names] for part, names in PARTS.items()}
     files = {part: next(filter(Path.is_file, paths), None) for part, paths in places.items()}
+    if files["train"] is None:
+        raise DataNotFoundError(f"{places['train'][0]}: no such list")
     parts: dict[str, ImageFiles] = {}
-    num_classes = None
     for part, path in files.items():
         if path is not None:
+            num_classes = int(parts["train"].labels.max()) + 1 if parts else None
             parts[part] = _read_list(path, image_root or root, num_classes)
-            num_classes = int(parts["train"].labels.max()) + 1
-    counts = np.unique(parts["train"].labels)
-    assert num_classes is not None
-    if len(counts) < num_classes:
-        gap = int(np.setdiff1d(np.arange(len(counts) + 1), counts)[0])
-        raise DataError(f"{files['train']}: no image of class {gap}, though classes up to {num_classes - 1} are there")
-    return Release("lists", [str(label) for label in range(num_classes)], parts)
+    counts = np.bincount(parts["train"].labels)
+    if not counts.all():
+        raise DataError(f"{files['train']}: no image of class {counts.argmin()}, though one of class {len(counts) - 1}")
+    return Release("lists", [str(label) for label in range(len(counts))], parts)
 
 
 def _read_list(path: Path, image_root: Path, num_classes: int | None) -> ImageFiles:
     names, sizes, labels = [], [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = path.read_bytes().splitlines()
+    last = (num_classes or len(lines)) - 1
+    for number, line in enumerate(lines, start=1):
         where = f"{path}: line {number}"
         if not line.strip():
             continue
@@ -128,13 +140,9 @@ def _read_list(path: Path, image_root: Path, num_classes: int | None) -> ImageFi
             label = int(text)
         except ValueError:
             raise DataError(f"{where} is not a path, a blank and the number of a class: {line[:100]!r}") from None
-        if label < 0 or (num_classes is not None and label >= num_classes):
-            last = "…" if num_classes is None else num_classes - 1
-            raise DataError(f"{where}: class {label} is outside 0 … {last}, the classes of the training images")
-        try:
-            sizes.append((image_root / name).stat().st_size)
-        except OSError:
-            raise DataNotFoundError(f"{where}: no image {image_root / name}") from None
+        if not 0 <= label <= last:
+            raise DataError(f"{where}: class {label} is outside 0 … {last}")
+        sizes.append(_size(image_root / name, f"{where}: "))
         names.append(os.fsencode(name))
         labels.append(label)
     if not names:

@@ -82,8 +82,7 @@ def resized_centre(image: Tensor, size: int) -> Tensor:
     """
     height, width = image.shape[1:]
     shorter = size * RESIZED // CROPPED
-    scale = shorter / min(height, width)
-    height, width = (shorter if side == min(height, width) else int(side * scale) for side in (height, width))
+    height, width = (side * shorter // min(height, width) for side in (height, width))
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resize(image, height, width)[:, top : top + size, left : left + size]
 

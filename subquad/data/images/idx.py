@@ -27,13 +27,17 @@ def find_idx(root: Path) -> Path | None:
     )
 
 
-def read_idx(folder: Path) -> Release:
+def read_idx(root: Path) -> Release:
     """Read the images of a folder; the mean and standard deviation are those of its training images.
+
+    Args:
+        root: Where the files are; see `find_idx`.
 
     Raises:
         DataNotFoundError: A file is missing.
         DataError: A file is not what its header says.
     """
+    folder = find_idx(root) or root
     files = {(part, kind): _find(folder, part, kind) for part in PARTS for kind in MAGIC}
     if missing := [_names(part, kind)[0] for (part, kind), path in files.items() if path is None]:
         raise DataNotFoundError(f"{folder}: lacking {', '.join(missing)}, gzipped or not")

@@ -70,12 +70,17 @@ class PickledArray:
         _, self.shape, self.dtype, self.fortran, self.content = state
 
     def __str__(self) -> str:
-        return f"{getattr(self.dtype, 'name', self.dtype)} of the shape {self.shape}"
+        dtype = self.dtype.name if isinstance(self.dtype, PickledDtype) else None
+        return f"{dtype} of the shape {self.shape if self._has_shape() else None}"
+
+    def _has_shape(self) -> bool:
+        return isinstance(self.shape, tuple) and all(type(size) is int and size >= 0 for size in self.shape)
 
     def uint8(self) -> np.ndarray | None:
         """The array, or None if it is not one of uint8."""
-        whole = isinstance(self.shape, tuple) and all(type(size) is int and size >= 0 for size in self.shape)
-        if not whole or not isinstance(self.dtype, PickledDtype) or self.dtype.name not in ("u1", "|u1", "uint8"):
+        if not self._has_shape() or not isinstance(self.dtype, PickledDtype):
+            return None
+        if self.dtype.name not in ("u1", "|u1", "uint8"):
             return None
         if not isinstance(self.content, bytes | bytearray) or len(self.content) != math.prod(self.shape):
             return None

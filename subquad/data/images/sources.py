@@ -51,7 +51,10 @@ class ImageData:
 
 
 class _Form(NamedTuple):
-    """A form of data on disk: what its files are, whether they are there, and how to read them."""
+    """A form of data on disk: what its files are, whether they are there, and how to read them.
+
+    `read` takes the folder, and whether it is strict.
+    """
 
     files: str
     is_there: Callable[[Path], object]
@@ -88,13 +91,19 @@ _FORMS = (
 
 
 def open_images(
-    source: str | Path, *, valid_fraction: float = 0.0, seed: int = SEED, strict: bool = False
+    source: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    valid_fraction: float = 0.0,
+    seed: int = SEED,
+    strict: bool = False,
 ) -> ImageData:
     """Open a folder of images; its form is recognised. Images in files are decoded when they are needed.
 
     Args:
         source: The folder: of CIFAR-10 or CIFAR-100 (pickles of Python), of MNIST or Fashion-MNIST (idx files), of
             lists, or of a folder for each class, as ImageNet.
+        image_root: Of lists, the folder that their paths begin at; default the folder itself.
         valid_fraction: Share of the training images that choose the model, in place of the only other part; it is
             the test set then. With 0, as published, that part is both.
         seed: Of the division.
@@ -109,9 +118,12 @@ def open_images(
     if not root.is_dir():
         raise DataNotFoundError(f"{source}: no such folder")
     form = next((form for form in _FORMS if form.is_there(root)), None)
-    if form is None:
+    if image_root is not None:
+        release = folders.read_lists(root, Path(image_root))
+    elif form is not None:
+        release = form.read(root, strict)
+    else:
         raise DataNotFoundError(f"{source}: no images; looked for " + "; ".join(form.files for form in _FORMS))
-    release = form.read(root, strict)
     train, valid, test, rule = _divide(release.parts, valid_fraction, seed, str(source))
     name = f"{source} ({release.title})"
     return ImageData(
