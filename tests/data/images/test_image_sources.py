@@ -283,7 +283,7 @@ def test_unreadable_images_are_named(tmp_path):
     write.folders(tmp_path)
     path = tmp_path / "train" / "cat" / "1.png"
     content = path.read_bytes()
-    for damaged in (b"no image", content[:60], content[: len(content) // 2]):
+    for damaged in (b"no image", content[:20], content[:45]):
         path.write_bytes(damaged)
         data = open_images(tmp_path)
         assert data.train[3].shape == (3, 8, 10)
