@@ -351,7 +351,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[Text]:
         with _parquet_file(path) as file:
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
                 yield from (Text(text or "", True) for text in batch.column(0).to_pylist())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
 
 

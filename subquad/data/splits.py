@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from subquad.data.errors import DataError
+
 SEED = 42
 
 
@@ -19,7 +21,7 @@ def random_split(counts: Sequence[int], seed: int = SEED) -> list[np.ndarray]:
         For each part its indices, int64.
 
     Raises:
-        ValueError: A part has no example.
+        DataError: A part has no example.
 
     Example:
         >>> train, valid = random_split([45_000, 5_000])
@@ -27,6 +29,6 @@ def random_split(counts: Sequence[int], seed: int = SEED) -> list[np.ndarray]:
         (array([37542, 44491,   216, 43688, 41558]), array([17408, 40845,  3378, 22188, 44921]))
     """
     if min(counts) < 1:
-        raise ValueError(f"{sum(counts)} examples are too few to be divided: the parts would have {list(counts)}")
+        raise DataError(f"{sum(counts)} examples are too few to be divided: the parts would have {list(counts)}")
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed)).numpy()
     return np.split(order, np.cumsum(counts)[:-1])

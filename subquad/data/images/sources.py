@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from subquad.data.errors import DataNotFoundError
+from subquad.data.errors import DataError, DataNotFoundError
 from subquad.data.images import cifar, folders, idx
 from subquad.data.images.splits import ImageSplit, Release, fingerprint
 from subquad.data.splits import SEED, random_split
@@ -111,8 +111,8 @@ def open_images(
 
     Raises:
         DataNotFoundError: There is no data of a known form, or a file is missing.
-        DataError: A file is not what it should be.
-        ValueError: `valid_fraction` is impossible, or nothing else says what validation is.
+        DataError: A file is not what it should be, or nothing says what validation is.
+        ValueError: `valid_fraction` is impossible.
     """
     root = Path(source)
     if not root.is_dir():
@@ -149,5 +149,5 @@ def _divide(
         rule = f"{valid_fraction:g} of the training images, held out with seed {seed}"
         return train.subset(kept), train.subset(held_out), test, rule
     if test is None:
-        raise ValueError(f"{name} has training images only: hold some out for validation with valid_fraction")
+        raise DataError(f"{name} has training images only: hold some out for validation with valid_fraction")
     return train, test, test, "the test set, as published: whatever is chosen by it is chosen on the test set"

@@ -336,13 +336,13 @@ def _read_metadata(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split()
         return
     try:
-        rows = np.load(io.BytesIO(content), allow_pickle=False)
-        rows = rows.astype(str)
-    except Exception as error:  # damaged headers raise almost anything
+        rows = np.load(io.BytesIO(content), allow_pickle=False).astype(str)
+        lines = rows.tolist()
+    except Exception as error:  # damaged headers and characters raise almost anything
         raise DataError(f"{path}: not a NumPy file of strings ({_first_line(error)})") from None
     if rows.ndim != 2:
         raise DataError(f"{path}: expected an array (images, fields), got the shape {rows.shape}")
-    yield from enumerate(rows.tolist(), start=1)
+    yield from enumerate(lines, start=1)
 
 
 def _read_image(path: Path, resolution: int) -> np.ndarray:
