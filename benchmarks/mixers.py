@@ -16,6 +16,7 @@ from published.fd import PublishedFDTNO
 from published.hgru import PublishedHGRU
 from published.norm_attention import PublishedNormAttention
 from published.ski import PublishedSKITNO
+from published.unit import published_unit
 from side_by_side import report, time_side_by_side
 from torch import Tensor, nn
 
@@ -25,17 +26,13 @@ from subquad.mixers import FDGTU, HGRU, SKIGTU, NormAttention
 def ski_tno(dim: int, length: int) -> dict[str, nn.Module]:
     """Bidirectional, rank 64, 33 taps."""
     ours = SKIGTU(dim, causal=False, horizon=length, rank=64, num_taps=33)
-    published = copy.deepcopy(ours)
-    published.operator = PublishedSKITNO(published.operator)
-    return {"subquad": ours, "published formulation": published}
+    return {"subquad": ours, "published formulation": published_unit(ours, PublishedSKITNO)}
 
 
 def fd_tno(dim: int, length: int, causal: bool = False) -> dict[str, nn.Module]:
     """An encoder of 3 hidden maps of width 64."""
     ours = FDGTU(dim, causal, horizon=length, rpe_hidden_size=64)
-    published = copy.deepcopy(ours)
-    published.operator = PublishedFDTNO(published.operator)
-    return {"subquad": ours, "published formulation": published}
+    return {"subquad": ours, "published formulation": published_unit(ours, PublishedFDTNO)}
 
 
 def fd_tno_causal(dim: int, length: int) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from published.unit import published_unit
 from side_by_side import report, time_side_by_side
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ def published(model: SubquadForCausalLM) -> SubquadForCausalLM:
     """The same weights in the published formulation."""
     model = copy.deepcopy(model)
     for block in model.model.layers:
-        block.token_mixer.operator = PublishedToeplitz(block.token_mixer.operator)
+        block.token_mixer = published_unit(block.token_mixer, PublishedToeplitz)
         block.token_norm = block.channel_norm = PublishedNorm()
     return model
 

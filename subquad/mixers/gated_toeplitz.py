@@ -18,6 +18,16 @@ from subquad.ops import toeplitz
 from subquad.registry import unknown_name
 
 
+class ChannelsFirstLinear(nn.Linear):
+    """A linear map whose outputs are in memory (out_features, batch, length), as Fourier transforms want them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map `input` (batch, length, in_features) to (batch, length, out_features)."""
+        rows = input.flatten(0, 1).T
+        channels = self.weight @ rows if self.bias is None else torch.addmm(self.bias.unsqueeze(1), self.weight, rows)
+        return channels.unflatten(1, input.shape[:2]).permute(1, 2, 0)
+
+
 class ToeplitzOperator(nn.Module):
     """Base of Toeplitz operators over (batch, length, dim), one kernel for each channel.
 
@@ -43,6 +53,11 @@ class ToeplitzOperator(nn.Module):
             bias: Whether the maps of the unit have biases.
         """
         return {"rpe_hidden_size": max(dim // 8, 32), "rpe_bias": bias}
+
+    @staticmethod
+    def channels_first(causal: bool) -> bool:
+        """Whether inputs with the channels first in memory are the fastest, as they are for Fourier transforms."""
+        return True
 
     def lags(self, length: int) -> Tensor:
         """The lags 0 … length−1, after −(length−1) … −1 if bidirectional: one row of the kernel each."""
@@ -139,8 +154,9 @@ class GatedToeplitzUnit(Mixer):
         width = int(expand_ratio * dim)
         if width < 1:
             raise ValueError(f"`expand_ratio` {expand_ratio} leaves no channel of {dim}")
-        self.gate_proj = nn.Linear(dim, width, bias=bias)
-        self.input_proj = nn.Linear(dim, width, bias=bias)
+        linear = ChannelsFirstLinear if self.operator_class.channels_first(causal) else nn.Linear
+        self.gate_proj = linear(dim, width, bias=bias)
+        self.input_proj = linear(dim, width, bias=bias)
         self.output_proj = nn.Linear(width, dim, bias=bias)
         self.activation = get_activation(activation)
         self.norm = build_norm(norm, width)

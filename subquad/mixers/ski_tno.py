@@ -125,6 +125,11 @@ class SKITNO(ToeplitzOperator):
             if side is not None:
                 nn.init.normal_(side, std=rate**0.5)
 
+    @staticmethod
+    def channels_first(causal: bool) -> bool:
+        """Whether inputs with the channels first in memory are the fastest: taps and interpolation want them last."""
+        return causal
+
     def smooth_part(self, lags: Tensor, length: int) -> Tensor:
         """ρ (num_lags, dim) at `lags` (num_lags,), negative ones first, for sequences of `length`."""
         lags = lags.double()

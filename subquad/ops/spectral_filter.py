@@ -5,9 +5,9 @@
 This is a Toeplitz product with the taps IDFT_N(real + i·imaginary), N = 2·(num_frequencies − 1), negative lags at the
 end, without ever forming them: one transform less than `toeplitz`.
 
-Layout: x (batch, length, dim), responses (num_frequencies, dim); views of contiguous tensors with the channels first
-are transformed without a copy, and y is such a view. Precision: float64 in float64; everything else is computed in
-float32, y has the dtype of x. Cost: N log N.
+Layout: x (batch, length, dim), responses (num_frequencies, dim). y is a view of a contiguous (dim, batch, length)
+tensor, the order that transforms want, and x and responses with the channels first are the fastest. Precision: float64
+in float64; everything else is computed in float32, y has the dtype of x. Cost: N log N.
 
 | backend   | what it is                                | gradients |
 | reference | the taps, gathered into a Toeplitz matrix | autograd, any order |
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.fourier import channels_first, from_spectrum, spectrum
 from subquad.ops.precision import accumulator
 
 
@@ -69,36 +70,21 @@ def _reference(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def _spectrum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Real FFT over time of (batch, length, dim) as (batch, dim, frequencies)."""
-    return torch.fft.rfft(x.to(dtype).transpose(1, 2).contiguous(), n=size)
-
-
-def _first_entries(spectrum: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """The inverse of `_spectrum` as (batch, length, dim), a view of a contiguous tensor with the channels first."""
-    y = torch.fft.irfft(spectrum)[..., :length]
-    return y.to(dtype, memory_format=torch.contiguous_format, copy=True).transpose(1, 2)
-
-
 def _response(real: Tensor, imaginary: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.complex(real.to(dtype).T.contiguous(), imaginary.to(dtype).T.contiguous())
+    """The response as (dim, 1, num_frequencies), complex."""
+    return torch.complex(real.to(dtype).T.contiguous(), imaginary.to(dtype).T.contiguous()).unsqueeze(1)
 
 
 @torch.library.custom_op("subquad::spectral_filter", mutates_args=())
 def _spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
-    dtype = accumulator(x)
-    spectrum = _spectrum(x, 2 * (real.shape[0] - 1), dtype).mul_(_response(real, imaginary, dtype))
-    return _first_entries(spectrum, x.shape[1], x.dtype)
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    """An empty tensor like `x` (..., length, dim), as a view of a contiguous one with the channels first."""
-    return x.new_empty(*x.shape[:-2], x.shape[-1], x.shape[-2]).transpose(-1, -2)
+    dtype, size = accumulator(x), 2 * (real.shape[0] - 1)
+    product = spectrum(x, size, dtype).mul_(_response(real, imaginary, dtype))
+    return from_spectrum(product, size, slice(x.shape[1]), x.dtype)
 
 
 @_spectral_filter.register_fake
 def _(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
-    return _channels_first(x)
+    return channels_first(x, x.shape[1])
 
 
 @torch.library.custom_op("subquad::spectral_filter_backward", mutates_args=())
@@ -106,22 +92,24 @@ def _spectral_filter_backward(
     gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, size = accumulator(x), 2 * (real.shape[0] - 1)
-    incoming = _spectrum(gradient, size, dtype)
+    incoming = spectrum(gradient, size, dtype)
     # The spectrum of x is computed again rather than kept: it is four times the size of x.
-    by_response = _spectrum(x, size, dtype).conj_physical_().mul_(incoming).sum(0).mul_(2 / size)
-    by_response[:, 0] /= 2
-    by_response[:, -1] /= 2
+    products = spectrum(x, size, dtype).conj_physical_().mul_(incoming)
+    by_response = torch.view_as_real(products.squeeze(1) if x.shape[0] == 1 else products.sum(1))
+    weights = by_response.new_full(real.shape[:1], 2 / size)
+    weights[[0, -1]] /= 2
     incoming.mul_(_response(real, imaginary, dtype).conj_physical_())
     return (
-        _first_entries(incoming, x.shape[1], x.dtype),
-        by_response.real.to(real.dtype, memory_format=torch.contiguous_format, copy=True).T,
-        by_response.imag.to(imaginary.dtype, memory_format=torch.contiguous_format, copy=True).T,
+        from_spectrum(incoming, size, slice(x.shape[1]), x.dtype),
+        (by_response[..., 0] * weights).to(real.dtype).T,
+        (by_response[..., 1] * weights).to(imaginary.dtype).T,
     )
 
 
 @_spectral_filter_backward.register_fake
 def _(gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _channels_first(x), _channels_first(real), _channels_first(imaginary)
+    by_real, by_imaginary = (part.T.new_empty(part.T.shape).T for part in (real, imaginary))
+    return channels_first(x, x.shape[1]), by_real, by_imaginary
 
 
 def _save(ctx, inputs, output):

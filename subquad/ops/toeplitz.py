@@ -2,9 +2,9 @@
 
     y[i] = Σ_j kernel[center + i − j] x[j]
 
-Layout: x (batch, length, dim), kernel (lags, dim). A view x of a contiguous (batch, dim, length) tensor is transformed
-without a copy, and y is such a view. Precision: float64 in float64; everything else is computed in float32, y has the
-dtype of x. Cost: n log n in the length (FFT), n for each output where there are only a few.
+Layout: x (batch, length, dim), kernel (lags, dim). y is a view of a contiguous (dim, batch, length) tensor, the order
+that transforms want, and such an x is the fastest. Precision: float64 in float64; everything else is computed in
+float32, y has the dtype of x. Cost: n log n in the length (FFT), n for each output where there are only a few.
 
 | backend   | what it is                                         | gradients |
 | reference | the Toeplitz matrix, gathered and multiplied       | x, kernel (autograd, any order) |
@@ -14,10 +14,10 @@ dtype of x. Cost: n log n in the length (FFT), n for each output where there are
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.fourier import channels_first, from_spectrum, spectrum
 from subquad.ops.precision import accumulator
 
 FEW_OUTPUTS = 4
@@ -93,7 +93,7 @@ def _dot_products(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> T
         start, stop = max(center + i - lags + 1, 0), min(center + i + 1, length)
         offset = lags - 1 - center - i
         outputs.append((x[:, start:stop].to(taps.dtype) * taps[offset + start : offset + stop]).sum(1))
-    return torch.stack(outputs, dim=-1).transpose(1, 2).to(x.dtype)
+    return torch.stack(outputs, dim=1).to(x.dtype)
 
 
 @functools.cache
@@ -116,49 +116,38 @@ def _layout(length: int, lags: int, center: int, num_outputs: int) -> tuple[int,
     return first, _smooth_length(max(center + length, length + lags - 1 - first))
 
 
-def _spectrum(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Real FFT over time of (..., length, dim) as (..., dim, frequencies)."""
-    return torch.fft.rfft(x.to(dtype).transpose(-1, -2).contiguous(), n=size)
-
-
 @torch.library.custom_op("subquad::toeplitz", mutates_args=())
 def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
     if num_outputs <= FEW_OUTPUTS:
-        return _dot_products(x, kernel, center, num_outputs)
+        return channels_first(x, num_outputs).copy_(_dot_products(x, kernel, center, num_outputs))
     dtype = accumulator(x)
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
-    product = _spectrum(x, size, dtype).mul_(_spectrum(kernel, size, dtype))
-    y = torch.fft.irfft(product, n=size)[..., first : first + num_outputs]
-    return y.to(x.dtype, memory_format=torch.contiguous_format, copy=True).transpose(1, 2)
+    product = spectrum(x, size, dtype).mul_(spectrum(kernel.unsqueeze(0), size, dtype))
+    return from_spectrum(product, size, slice(first, first + num_outputs), x.dtype)
 
 
 @_toeplitz.register_fake
 def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[2], num_outputs).transpose(1, 2)
+    return channels_first(x, num_outputs)
 
 
 @torch.library.custom_op("subquad::toeplitz_backward", mutates_args=())
 def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
     dtype, num_outputs = accumulator(x), gradient.shape[1]
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
-    incoming = torch.fft.rfft(F.pad(gradient.to(dtype).transpose(1, 2), (first, size - first - num_outputs)))
+    incoming = spectrum(gradient, size, dtype, first)
     # Spectra are computed again rather than kept: they are twice the size of x.
-    by_kernel = (incoming * _spectrum(x, size, dtype).conj_physical_()).sum(0)
-    by_x = incoming.mul_(_spectrum(kernel, size, dtype).conj_physical_())
-    grad_x = torch.fft.irfft(by_x, n=size)[..., : x.shape[1]]
-    grad_kernel = torch.fft.irfft(by_kernel, n=size)[..., : kernel.shape[0]]
+    by_kernel = spectrum(x, size, dtype).conj_physical_().mul_(incoming).sum(1, keepdim=True)
+    by_x = incoming.mul_(spectrum(kernel.unsqueeze(0), size, dtype).conj_physical_())
     return (
-        grad_x.to(x.dtype, memory_format=torch.contiguous_format, copy=True).transpose(1, 2),
-        grad_kernel.to(kernel.dtype, memory_format=torch.contiguous_format, copy=True).transpose(0, 1),
+        from_spectrum(by_x, size, slice(x.shape[1]), x.dtype),
+        from_spectrum(by_kernel, size, slice(kernel.shape[0]), kernel.dtype).squeeze(0),
     )
 
 
 @_toeplitz_backward.register_fake
 def _(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2),
-        kernel.new_empty(kernel.shape[1], kernel.shape[0]).transpose(0, 1),
-    )
+    return channels_first(x, x.shape[1]), channels_first(kernel.unsqueeze(0), kernel.shape[0]).squeeze(0)
 
 
 def _save(ctx, inputs, output):

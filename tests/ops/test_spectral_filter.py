@@ -37,9 +37,14 @@ def test_is_a_toeplitz_product():
         assert_close(spectral_filter(x, real, imaginary, backend=backend), toeplitz(x, taps, center=6))
 
 
-def test_views_with_the_channels_first_are_given_as_they_are():
-    y = spectral_filter(*make(2, 7, 3, 9))
-    assert y.mT.is_contiguous()
+def test_any_layout_is_taken_and_channels_come_first_in_the_result():
+    x, real, imaginary = make(2, 7, 3, 9)
+    expected = spectral_filter(x, real, imaginary, backend="reference")
+    for order in ((0, 2, 1), (2, 0, 1)):
+        back = [order.index(axis) for axis in range(3)]
+        y = spectral_filter(x.permute(order).contiguous().permute(back), real, imaginary)
+        assert y.permute(2, 0, 1).is_contiguous()
+        assert_close(y, expected)
 
 
 def test_half_precision_is_accumulated_in_float32():

@@ -61,12 +61,15 @@ def test_a_causal_kernel_never_looks_ahead():
     assert_close(toeplitz(changed, kernel)[:, :20], y[:, :20])
 
 
-def test_a_transposed_view_is_taken_and_given_as_it_is():
+@pytest.mark.parametrize("num_outputs", [None, 3])
+def test_any_layout_is_taken_and_channels_come_first_in_the_result(num_outputs):
     x, kernel = make(2, 64, 8, 64)
-    view = x.detach().mT.contiguous().mT
-    y = toeplitz(view, kernel)
-    assert y.mT.is_contiguous()
-    assert_close(y, toeplitz(x, kernel))
+    expected = toeplitz(x, kernel, num_outputs=num_outputs, backend="reference")
+    for order in ((0, 2, 1), (2, 0, 1)):
+        back = [order.index(axis) for axis in range(3)]
+        y = toeplitz(x.permute(order).contiguous().permute(back), kernel, num_outputs=num_outputs)
+        assert y.permute(2, 0, 1).is_contiguous()
+        assert_close(y, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
