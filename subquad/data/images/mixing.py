@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -62,4 +63,4 @@ def cut_mix(values: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor, share: float) -> Tensor:
-    return values * share + values.flip(0) * (1 - share)
+    return torch.lerp(values.flip(0), values, share)

@@ -147,8 +147,8 @@ def evaluation_crop(image: Tensor, size: int) -> Tensor:
 
 def normalize(images: Tensor, data: ImageData) -> Tensor:
     """`(batch, channels, height, width)` uint8 as float32, of mean 0 and standard deviation 1 over the data."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    return (images / 255 - mean) / std
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    return images.sub(mean).div_(std)
 
 
 def _labels(examples: Sequence[ImageExample]) -> Tensor:
