@@ -1,4 +1,4 @@
-"""Reading the checkpoints that others wrote. Nothing else imports it."""
+"""Reading the checkpoints that others wrote. Nothing else imports it, but what reads a run folder that holds one."""
 
 from subquad.compat import (
     fla,
@@ -17,6 +17,8 @@ from subquad.compat import (
     transnormer_grid,
     vit,
 )
+from subquad.compat.pretrained import to_pretrained
+from subquad.compat.recognize import recognize
 from subquad.compat.reference import from_reference
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "primal_lra",
     "primal_timeseries",
     "primal_vision",
+    "recognize",
     "ski",
     "tnn",
     "tnn_grid",
+    "to_pretrained",
     "transformer",
     "transnormer",
     "transnormer_grid",

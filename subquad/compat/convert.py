@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedModel
 
 from subquad._version import __version__
 from subquad.compat.checkpoints import Checkpoint, read_checkpoint
+from subquad.compat.pretrained import ReferenceConfig, to_pretrained
 from subquad.compat.recognize import Recognized, preset, recognize
-from subquad.compat.reference import FAMILIES, from_reference
+from subquad.compat.reference import FAMILIES
 from subquad.data import DataError, Tokenizer, build_tokenizer, load_tokenizer
 from subquad.data.dictionary import Dictionary
 from subquad.evaluation.files import written
 from subquad.evaluation.runs import quiet_transformers
 from subquad.models import SubquadConfig
+
+# What all published image code takes from pixels, whatever the data.
+NORMALISATION = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -150,18 +153,12 @@ def _build(source: Checkpoint, found: Recognized) -> Any:
     extra = set() if takes_all else set(source.arguments) - set(parameters)
     config = {key: value for key, value in found.config.items() if key not in extra}
     try:
-        model = from_reference(found.family, config, source.tensors)
+        return to_pretrained(dataclasses.replace(found, config=config), source.tensors)
     except ValueError:
         raise
     # Arguments of the wrong kind fail anywhere in the construction.
     except Exception as error:
         raise DataError(f"{name}, but its arguments are not those of one ({type(error).__name__}: {error})") from error
-    if not isinstance(model, PreTrainedModel):
-        raise DataError(
-            f"{name}, of which no configuration of this library exists, so it cannot be saved: use the module that "
-            f"subquad.compat.from_reference({found.family!r}, …) returns"
-        )
-    return model
 
 
 def _tokenizer(
@@ -203,16 +200,57 @@ def _tokenizer(
 def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What the other commands ask a recipe for; the data and the training are not known."""
     config = model.config
+    if isinstance(config, ReferenceConfig):
+        options: dict[str, Any] = {"family": config.family, "options": config.options}
+    else:
+        options = _own_options(config)
+    if found.task == "sequence-classification":
+        data = _arena_data(found, config)
+    elif found.task == "image-classification":
+        data = {"image_size": _side(config.image_size), "layout": "patches"}
+    else:
+        data = {
+            "tokenizer": tokenizer and tokenizer.unit,
+            "block_size": found.config.get("tokens_per_sample"),
+            "block_mode": found.config.get("sample_break_mode"),
+        }
+    return {"task": found.task, "model": options, "data": {key: value for key, value in data.items() if value}}
+
+
+def _side(image_size: int | list[int]) -> int | None:
+    """Height and width of square images."""
+    sides = {image_size} if isinstance(image_size, int) else set(image_size)
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _arena_data(found: Recognized, config: Any) -> dict[str, Any]:
+    """Which task of the Long Range Arena a classifier is for, as its sizes tell; empty where it is for none."""
+    pipelines = {"primal.lra_former": "byte", "primal.lra_trans": "byte"}
+    pipelines |= dict.fromkeys(("tnn.lra_model", "hgrn.lra", "transnormer.lra_classifier"), "s4")
+    if found.family not in pipelines:
+        return {}
+    pipeline, dataset = pipelines[found.family], found.config.get("dataset", {})
+    is_image = config.input_features is not None
+    if pipeline == "byte":
+        is_image = found.config["max_seq_len"] <= 32 * 32
+    if config.classifier == "pair":
+        task = "retrieval"
+    elif config.num_labels == 10:
+        task = "image" if is_image else "listops"
+    elif is_image:
+        task = "pathx" if dataset.get("resolution") == 128 else "pathfinder"
+    else:
+        task = "text"
+    data = {"task": task, "pipeline": pipeline, "max_length": dataset.get("l_max") if not is_image else None}
+    return data | {"colour": task == "image" and config.input_features == 3}
+
+
+def _own_options(config: SubquadConfig) -> dict[str, Any]:
     defaults = {option.name: option.default for option in dataclasses.fields(SubquadConfig)}
     own = [name for name in SubquadConfig.__annotations__ if name in defaults and name not in FROM_TOKENIZER]
     options = {name: getattr(config, name) for name in own if getattr(config, name, None) != defaults[name]}
     options.pop("layer_types", None)
-    data = {
-        "tokenizer": tokenizer and tokenizer.unit,
-        "block_size": found.config.get("tokens_per_sample"),
-        "block_mode": found.config.get("sample_break_mode"),
-    }
-    return {"task": found.task, "model": options, "data": {key: value for key, value in data.items() if value}}
+    return options
 
 
 def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -229,6 +267,7 @@ def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: To
             **source.progress,
             "config": found.config,
         },
+        "data": NORMALISATION if found.task == "image-classification" else None,
         "vocabulary": tokenizer and tokenizer.vocabulary.as_dict(),
         "parameters": model.num_parameters(),
     }

@@ -129,8 +129,8 @@ class Published:
             ValueError: Always.
         """
         raise ValueError(
-            f"this published model has {', '.join(self.parts)}, which no `SubquadConfig` describes: keep its "
-            "configuration and weights as they are, and read them with `from_reference`"
+            f"this published model has {', '.join(self.parts)}, which no `SubquadConfig` describes: "
+            "`subquad.compat.to_pretrained` makes a model of it that can be saved"
         )
 
 
@@ -165,6 +165,17 @@ class PublishedForMaskedLM(Published, SubquadForMaskedLM):
         classifier = self.classification_heads[classification_head_name]
         return SequenceClassifierOutput(logits=classifier(pool(hidden, None, self.pooling)))
 
+    def class_logits(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (batch, num_labels) of its only classifier for `tokens` (batch, length) and their padding mask.
+
+        Raises:
+            ValueError: If it has none or several.
+        """
+        names = list(self.classification_heads)
+        if len(names) != 1:
+            raise ValueError(f"a model with one classifier is needed, this one has {len(names)}: {', '.join(names)}")
+        return self(tokens, attention_mask=mask, classification_head_name=names[0]).logits
+
 
 def require(args: dict[str, Any], *names: str) -> None:
     """Hold that options without a default are there.
@@ -194,8 +205,9 @@ def fairseq_activation(option: str, name: str) -> Callable[[Tensor], Tensor]:
 
 
 def channel_bias(args: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether channel mixers have biases; where the token mixers have none, the weights say it."""
-    return bool(args.get("bias", True)) or any(name.endswith(".layers.0.glu.l1.bias") for name in tensors)
+    """Whether channel mixers have biases; where the token mixers have none, `glu_bias` or the weights say it."""
+    said = bool(args.get("glu_bias", args.get("bias", True)))
+    return said or any(name.endswith(".layers.0.glu.l1.bias") for name in tensors)
 
 
 def glu(act: Any, hidden_size: int, dropout: float, final_act: Any, bias: bool) -> tuple[dict[str, Any], Parts]:
@@ -432,6 +444,8 @@ def _classifiers(args: dict[str, Any], tensors: dict[str, Tensor]) -> Parts:
             classifier = RobertaClassifier(dim, head["num_classes"], dropout, head.get("inner_dim"))
             classifier.activation = activation
             model.classification_heads[name] = classifier
+        if len(heads) == 1:
+            model.config.num_labels = classifier.output_proj.out_features
 
     return {f"the classifiers {', '.join(heads)}": change} if heads else {}
 

@@ -22,7 +22,7 @@ As published: padding is an ordinary input of every mixer and norm, and only the
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -369,6 +369,31 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (batch, num_classes), or (batch / 2, num_classes) of pairs."""
         return self.decoder(self.model(self.encoder(x)), lengths)
+
+    def class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (batch, num_classes).
+
+        Args:
+            x: Tokens (batch, length), features (batch, length, features), or pairs of them, (batch, 2, length, …).
+            mask: Of the shape of the tokens, 1 for real ones; padding stands at the end.
+        """
+        if isinstance(self.decoder, RetrievalHead):
+            x = x.transpose(0, 1).flatten(0, 1)
+            mask = None if mask is None else mask.transpose(0, 1).flatten(0, 1)
+        lengths = torch.full(x.shape[:1], x.shape[1], device=x.device) if mask is None else mask.long().sum(-1)
+        return self(x, lengths)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it takes and returns, as fields of a configuration."""
+        first: Any = self.encoder[0] if isinstance(self.encoder, nn.Sequential) else self.encoder
+        is_pair, decoder = isinstance(self.decoder, RetrievalHead), cast(Any, self.decoder)
+        return {
+            "vocab_size": getattr(first, "num_embeddings", None),
+            "input_features": getattr(first, "in_features", None),
+            "classifier": "pair" if is_pair else "linear",
+            "num_labels": (decoder.classifier[-1] if is_pair else decoder.output_transform).out_features,
+        }
 
 
 def backbone(tensors: dict[str, Tensor], module: Backbone, names: Rules) -> Conversion:

@@ -162,9 +162,9 @@ def rl(
 
 
 def _attention(tensors: dict[str, Tensor], prefix: str, args: dict[str, Any]) -> PublishedPrimalAttention:
-    """The mixer whose tensors begin with `prefix`; its rank is no argument, the weights say it."""
+    """The mixer whose tensors begin with `prefix`; its rank is no published argument, the weights say it."""
     spectrum = tensors.get(f"{prefix}.Lambda")
-    rank = 30 if spectrum is None else spectrum.shape[-1]
+    rank = args.get("low_rank", 30) if spectrum is None else spectrum.shape[-1]
     fairseq.require(args, "decoder_embed_dim", "decoder_attention_heads")
     return PublishedPrimalAttention(args["decoder_embed_dim"], num_heads=args["decoder_attention_heads"], rank=rank)
 

@@ -142,6 +142,23 @@ class ByteClassifier(nn.Module):
         outputs = {"y": self.head(features)}
         return outputs | {"ksvd": square_of_mean(objectives)} if objectives else outputs
 
+    def class_logits(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (batch, num_classes) of `tokens` (batch, length), or (batch, 2, length) where pairs are compared."""
+        mask = torch.ones_like(tokens) if mask is None else mask
+        if self.pair:
+            return self(tokens[:, 0], mask[:, 0], tokens[:, 1], mask[:, 1])["y"]
+        return self(tokens, mask)["y"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it takes and returns, as fields of a configuration."""
+        return {
+            "vocab_size": self.word_embeddings.num_embeddings,
+            "input_features": None,
+            "classifier": "pair" if self.pair else "linear",
+            "num_labels": self.head[-1].out_features,
+        }
+
     def _encode(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features of each text (batch, dim), and J of each Primal-Attention."""
         if self.class_token:
@@ -217,9 +234,11 @@ def _classifier(
     attention_dropout: float = 0.1,
     mixed_precision: bool = False,
     attention_grad_checkpointing: bool = False,
+    num_positions: int | None = None,
 ) -> Conversion:
     """Both models, and their baseline where `attn_type` is "softmax"; `learn_pos_emb` is never read.
 
+    `num_positions`, no key of the original, is a power of two from `max_seq_len` on; None: the weights say it.
     `hybrid` is two layers, softmax and primal, whatever `num_layers` and `tied_weights` say.
     """
     _check_attention(attn_type, ("primal_cos", "softmax"), transformer_dim, num_head, head_dim)
@@ -243,7 +262,6 @@ def _classifier(
         else:
             mixers.append(_attention(transformer_dim, num_head, low_rank or 0, rank_multi, trace_no_x))
     tied = tied_weights and not hybrid
-    # The number of positions is a power of two from `max_seq_len` on; the weights say which.
     table = tensors.get("model.embeddings.position_embeddings.weight")
     classifier = ByteClassifier(
         blocks(mixers[:1] if tied else mixers, transformer_hidden_dim, dropout=dropout_prob),
@@ -251,7 +269,7 @@ def _classifier(
         transformer_hidden_dim,
         num_classes=num_classes,
         vocab_size=vocab_size,
-        num_positions=max_seq_len if table is None else len(table),
+        num_positions=num_positions or (max_seq_len if table is None else len(table)),
         pair=model_class == "ModelForSCDual",
         class_token=pooling_mode == "CLS",
         repeats=len(mixers) if tied else 1,

@@ -101,6 +101,19 @@ class SeriesClassifier(nn.Module):
         objectives = take_objectives(self)
         return outputs | {"ksvd": torch.stack(objectives).square().mean(0)} if objectives else outputs
 
+    def class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (batch, num_classes) of `x`, see `forward`; without a mask all positions are real."""
+        return self(x, x.new_ones(x.shape[:2]) if mask is None else mask)["y"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it takes and returns, as fields of a configuration."""
+        return {
+            "input_features": self.project_inp.in_features,
+            "classifier": "linear",
+            "num_labels": self.output_layer.out_features,
+        }
+
 
 @register_family("primal.timeseries")
 def timeseries(

@@ -104,6 +104,7 @@ class ImageClassifier(nn.Module):
         self.fc_norm = nn.LayerNorm(dim) if average else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.average = average
+        self.image_size = list(as_pair(img_size))
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = norm_eps
@@ -118,6 +119,19 @@ class ImageClassifier(nn.Module):
         x = self.norm(x)
         features = self.fc_norm(x[:, 1:].mean(1) if self.average else x[:, 0])
         return {"y": self.head(features), "ksvd": square_of_mean(take_objectives(self))}
+
+    def class_logits(self, images: Tensor, mask: None) -> Tensor:
+        """Logits (batch, num_classes) of `images` (batch, channels, height, width)."""
+        return self(images)["y"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it takes and returns, as fields of a configuration."""
+        return {
+            "image_size": self.image_size,
+            "num_channels": self.patch_embed.in_channels,
+            "num_labels": self.head.out_features,
+        }
 
 
 def _num_positions(img_size: Size, patch_size: Size) -> int:

@@ -75,7 +75,8 @@ def recognize(tensors: Tensors, stored: Config, given: Config | None = None, fam
             f"this {entry.family} stores no arguments, and its weights do not tell {', '.join(unknown)}; with the "
             f"published values: {options}"
         )
-    return Recognized(entry.family, entry.task, config)
+    task = "sequence-classification" if config.get("classification_heads") else entry.task
+    return Recognized(entry.family, task, config)
 
 
 def preset(config: Config) -> str | None:
@@ -208,8 +209,13 @@ def _fairseq(tensors: Tensors, config: Config, side: str) -> Config:
     facts = {f"{side}_layers": _count(tensors, f"{prefix}layers."), f"{side}_embed_dim": dim}
     if not is_glu:
         facts[f"{side}_ffn_embed_dim"] = hidden
+    if is_glu:
+        config.setdefault("glu_bias", f"{layer}glu.l1.bias" in tensors)
     if not isinstance(config.setdefault("padding_idx", 1), int):
         raise DataError(f"padding_idx must be a row of the embedding, got {config['padding_idx']!r}")
+    # Checkpoints of the first two versions were trained without a final norm, whatever their arguments say.
+    if "decoder.version" in tensors and (tensors["decoder.version"] <= 2).any():
+        config["no_decoder_final_norm"] = True
     config.setdefault("layernorm_embedding", f"{prefix}layernorm_embedding.weight" in tensors)
     if f"{prefix}layer_norm.weight" in tensors:
         config.setdefault(f"{side}_normalize_before", True)
@@ -218,6 +224,8 @@ def _fairseq(tensors: Tensors, config: Config, side: str) -> Config:
         config.setdefault(f"{side}_learned_pos", True)
         count = _shape(tensors, positions)[0] - config["padding_idx"] - 1
         facts["max_target_positions" if side == "decoder" else "max_positions"] = count
+        if 0 <= config["padding_idx"] <= count + config["padding_idx"]:
+            config.setdefault("padding_position", bool(tensors[positions][config["padding_idx"]].any()))
     if bands:
         return facts | {"vocab_size": sum(rows)}
     facts["vocab_size"], input_dim = _shape(tensors, f"{prefix}embed_tokens.weight")
@@ -344,6 +352,7 @@ def _primal(tensors: Tensors, config: Config) -> Config:
     """A transformer with a primal layer, which tells the number of heads."""
     facts = _fairseq(tensors, config, "decoder")
     name = next(name for name in tensors if name.endswith(".self_attn.We"))
+    config["low_rank"] = _shape(tensors, name, 3)[-1]
     return facts | {"decoder_attention_heads": _shape(tensors, name, 3)[0]}
 
 
@@ -392,12 +401,32 @@ def _byte_pipeline(tensors: Tensors, config: Config) -> Config:
             config.setdefault("rank_multi", math.ceil(samples / facts["low_rank"]))
         elif name.endswith(".mha.attn.concate_weight.weight"):
             facts["head_dim"] = _shape(tensors, name)[0]
-    config.setdefault("max_seq_len", _shape(tensors, "model.embeddings.position_embeddings.weight")[0])
+    config["num_positions"] = _shape(tensors, "model.embeddings.position_embeddings.weight")[0]
+    config.setdefault("max_seq_len", config["num_positions"])
     config.setdefault("attn_type", "primal_cos" if "low_rank" in facts else "softmax")
     is_tied = any(name.startswith("model.transformer.") for name in tensors)
     config.setdefault("tied_weights", is_tied)
     if not is_tied:
         facts["num_layers"] = _count(tensors, "model.transformer_")
+    return facts
+
+
+def _series(tensors: Tensors, config: Config) -> Config:
+    """The time series of Primal-Attention."""
+    layer, positions = "encoder.attn_layers.", _shape(tensors, "pos_enc.pe", 3)[0]
+    facts = {
+        "max_len": positions,
+        "num_classes": _shape(tensors, "output_layer.weight")[0],
+        "num_layers": _count(tensors, layer),
+        "d_ff": _shape(tensors, f"{layer}0.conv1.weight", tensors[f"{layer}0.conv1.weight"].ndim)[0],
+    }
+    facts["d_model"], facts["feat_dim"] = _shape(tensors, "project_inp.weight")
+    for name in tensors:
+        if name.endswith(".attention.We"):
+            facts["n_heads"], samples, facts["low_rank"] = _shape(tensors, name, 3)
+            # Fewer where the series are shorter.
+            config.setdefault("rank_multi", math.ceil(samples / facts["low_rank"]))
+    config.setdefault("attn_type", "primal_cos" if "low_rank" in facts else "softmax")
     return facts
 
 
@@ -479,6 +508,9 @@ _DECODER = r"^decoder\.layers\.0\.self_attn\."
 _ENCODER = r"^encoder\.sentence_encoder\.layers\.0\.self_attn\."
 _LAYER = r"^model\.layers\.0\.layer\."
 _PATCHES = r"^to_patch_embedding\."
+
+# The first layer is a softmax attention, which has no We; in the order of any file.
+_SERIES_HYBRID = r"(?s)\A(?!.*^encoder\.attn_layers\.0\.attention\.We$).*^encoder\.attn_layers\.1\.attention\.We$"
 
 _FRAME = {"decoder_normalize_before": True}
 _UNIT = {"act_fun": "silu", "norm_type": "simplermsnorm", "glu_act": "silu"}
@@ -605,6 +637,21 @@ ENTRIES = [
         has=(r"^model\.transformer_0\.mha\.W_v\.", r"^model\.transformer_1\.mha\.We$"),
         derive=_byte_pipeline,
         published={"model_class": "ModelForSC", "pooling_mode": "MEAN", "num_head": 2, "head_dim": 32},
+    ),
+    Entry(
+        "primal.ts_former",
+        "sequence-classification",
+        has=(r"^pos_enc\.pe$", r"^encoder\.attn_layers\.0\.attention\."),
+        lacks=_SERIES_HYBRID,
+        derive=_series,
+        published={"n_heads": 8, "activation": "gelu"},
+    ),
+    Entry(
+        "primal.ts_trans",
+        "sequence-classification",
+        has=(r"^pos_enc\.pe$", _SERIES_HYBRID),
+        derive=_series,
+        published={"n_heads": 8, "activation": "gelu"},
     ),
     Entry(
         "tnn.im_vit",

@@ -173,7 +173,8 @@ def language_model(tensors: dict[str, Tensor], args: dict[str, Any], **options: 
             count = args.get("max_target_positions") or args.get("tokens_per_sample")
             options["max_position_embeddings"] = count
             table = tensors.get("decoder.embed_positions.weight")
-            if table is not None and len(table) > padding_idx and table[padding_idx].any():
+            is_stored = table is not None and len(table) > padding_idx and bool(table[padding_idx].any())
+            if args.get("padding_position", is_stored):
                 parts["a position vector for padding"] = _set_padded_positions
     arguments = {"decoder_normalize_before": False, **args}
     conversion = fairseq.language_model(tensors, arguments, NAMES, parts=parts, **options)

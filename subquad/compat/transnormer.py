@@ -241,7 +241,7 @@ def attention(
             if use_softmax:
                 changes["no norm"] = _setter("norm", nn.Identity())
         else:
-            leaks = not causal if softmax else causal and bool(function(torch.zeros(1)))
+            leaks = not causal if softmax else causal and bool(function(torch.zeros(1, device="cpu")))
             if leaks:
                 changes["keys that nobody should see"] = instead(LeakyDiagAttention)
             if not softmax and act_fun in fairseq.FUNCTIONS:

@@ -44,6 +44,10 @@ CHANNEL_NAMES: dict[str, Rules] = {
 class PublishedForImageClassification(Published, SubquadForImageClassification):
     """A published image classifier with parts of its own."""
 
+    def class_logits(self, images: Tensor, mask: None) -> Tensor:
+        """Logits (batch, num_labels) of `images` (batch, channels, height, width)."""
+        return self(images).logits
+
 
 def patches(patch_type: str, patch_size: Size, stride: Size = 14) -> dict[str, Any]:
     """Our patch embedding for the published "mlp", "overlap" (which alone has a stride of its own) or "conv".

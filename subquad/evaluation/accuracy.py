@@ -149,11 +149,13 @@ def open_examples(run: Run, data: DataValue | None = None, split: str = "test", 
             something else.
     """
     options = run.recipe.get("data")
-    if not isinstance(options, dict) or "source" not in options:
-        raise DataError(f"{run.folder}: its data is not known (no recipe.yaml)")
+    if not isinstance(options, dict) or not {"task", "pipeline"} <= options.keys():
+        raise DataError(f"{run.folder}: which task of the Long Range Arena it is for is not known (no recipe.yaml)")
     if split not in ("train", "valid", "test"):
         raise DataError(f"no split {split!r}; there are: train, valid, test")
-    root = options["source"] if data is None else data
+    root = options.get("source") if data is None else data
+    if root is None:
+        raise DataError(f"{run.folder}: its data is not known: give the folder")
     if not isinstance(root, str | Path):
         raise DataError(f"the data of the Long Range Arena is one folder, got {root}")
     options = {name: value for name, value in options.items() if name != "source"}
@@ -163,4 +165,8 @@ def open_examples(run: Run, data: DataValue | None = None, split: str = "test", 
         raise DataError(f"{run.folder}: not a recipe of the Long Range Arena ({error})") from None
     if run.data_fingerprint not in (None, opened.fingerprint):
         raise DataError(f"{root}: not the data that {run.folder} was trained on: its tokens mean something else")
+    rows, size = run.config.get("vocab_size", 0), opened.vocab_size
+    # The ids of bytes are fixed, and there are models with more rows.
+    if size is not None and (size > rows if opened.pipeline == "byte" else size != rows):
+        raise DataError(f"{root}: its texts have {size} tokens, the model of {run.folder} {rows}: other data")
     return getattr(opened, split)

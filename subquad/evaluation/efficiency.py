@@ -19,7 +19,6 @@ import torch
 
 from subquad.evaluation.extrapolation import max_positions
 from subquad.evaluation.runs import Run
-from subquad.models import SubquadForSequenceClassification
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 DECODE_STEPS = 24
@@ -116,7 +115,7 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
 def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     """The arguments of a training step, with labels."""
     config, device = model.config, model.device
-    if not isinstance(model, SubquadForSequenceClassification):
+    if not type(model).__name__.endswith("ForSequenceClassification"):
         tokens = torch.randint(config.vocab_size, (batch_size, length), device=device)
         return {"input_ids": tokens, "labels": tokens}
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
@@ -190,7 +189,8 @@ def _measure(folder: Path | str, contexts: Sequence[int], batch_size: int, lengt
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # not on Windows
     # Training first: the high-water mark of a process never falls.
     training = training_speed(model, batch_size=batch_size, length=length)
-    generation = generation_speed(model, contexts) if run.task == "causal-lm" else []
+    has_cache = run.task == "causal-lm" and model.config.use_cache
+    generation = generation_speed(model, contexts) if has_cache else []
     return Efficiency(name, load, training, generation)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -217,6 +218,8 @@ class Run:
         path = self.folder / "model.safetensors"
         if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
+        if self.config.get("model_type") == "subquad-reference":
+            import subquad.compat  # noqa: F401 - makes published models known to the Auto classes, which others need not
         try:
             # Sizes that differ are refused below, with names, as all weights that do not fit.
             with quiet_transformers():
@@ -231,7 +234,7 @@ class Run:
             raise DataError(
                 f"{path}: corrupt or cut off ({_first_line(error)}); copy it again or train again"
             ) from None
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
             raise DataError(f"{self.folder}: the model cannot be loaded ({_first_line(error)})") from error
         model, report = loaded
         for problem in ("missing", "unexpected", "mismatched"):
