@@ -24,6 +24,7 @@ SHRUNK_TRAINING = (
     "training.device_batch_size=2",
     "training.eval_steps=2",
     "training.log_steps=1",
+    "training.precision=fp32",  # half precision is slow on CPUs
 )
 SHRUNK = (
     "model.hidden_size=96",

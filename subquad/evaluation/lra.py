@@ -78,7 +78,7 @@ class Cell:
         model: Name of the model: the published one, or its mixers.
         pipeline: Whose tokens and pixels the data has; see `subquad.data.lra.open_lra`.
         task: Name of the task.
-        changes: What the images have that those of the task have not: "colour", "augment".
+        changes: What the images have that those of the task have not: "colour", "augment", an order of pixels.
         accuracy: In per cent, on the test set, of the model that did best in validation.
         last_accuracy: The same of the last weights; None where a run has not recorded it.
         examples: Number of test examples.
@@ -189,7 +189,7 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
         model,
         pipeline,
         task,
-        changes=[option for option in ("colour", "augment") if first.recipe["data"].get(option)],
+        changes=_changes(first.recipe["data"]),
         accuracy=100 * statistics.median(metrics["accuracy"] for metrics in all_metrics),
         last_accuracy=100 * statistics.median(last) if len(last) == len(group) else None,
         examples=first.metrics["examples"],
@@ -201,6 +201,12 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
         published=published,
         differences=differences,
     )
+
+
+def _changes(data: Mapping[str, Any]) -> list[str]:
+    """What makes images others than those of the task."""
+    changes = [option for option in ("colour", "augment") if data.get(option)]
+    return [*changes, data["permute"]] if data.get("permute") else changes
 
 
 # What was published

@@ -52,12 +52,14 @@ class LongRangeArenaRecipe:
     Args:
         source: Folder with the files; see `subquad.data.lra.open_lra`, also for what follows.
         task: "listops", "text", "retrieval", "image", "pathfinder" or "pathx".
-        pipeline: The code base whose tokens and pixels these are: "s4" or "byte".
+        pipeline: The code base whose tokens and pixels these are: "s4", "byte" or "google".
         max_length: Largest number of tokens; None: the published one.
         valid_fraction: Share of the training examples of "text" that are held out for validation; with 0 the test set
             is the validation set, as published.
         colour: Whether images of "image" keep their colours.
         augment: Whether training images of "image" are cropped and mirrored.
+        permute: Another order of the pixels of "image": "bit_reversal", "snake", "hilbert", or "transpose" for both
+            column after column and row after row.
     """
 
     source: str
@@ -67,6 +69,7 @@ class LongRangeArenaRecipe:
     valid_fraction: float = 0.0
     colour: bool = False
     augment: bool = False
+    permute: str | None = None
 
 
 @dataclass

@@ -188,16 +188,19 @@ class _Run:
             "tokens_trained": state.num_input_tokens_seen,
         }
 
-        def figures(folder: Path) -> dict[str, Any]:
+        def figures(folder: Path, weights: str = "") -> dict[str, Any]:
             model = model_class.from_pretrained(folder).to(trainer.args.device)
             found = task.final_metrics(model, progress=sys.stderr.isatty()) | {"parameters": model.num_parameters()}
-            of_average = "" if folder == self.folder else ", moving average"
-            self._say(f"{found['split']}{of_average}: {task.describe(found)}")
+            self._say(f"{found['split']}{weights}: {task.describe(found)}")
             return found
 
         metrics = figures(self.folder) | run
+        if task.reports_last:
+            last, name = last_complete(self.folder / "checkpoints"), task.selected_by
+            is_best = last is None or step_of(last) == state.best_global_step
+            metrics[f"last_{name}"] = metrics[name] if is_best else figures(last, ", last weights")[name]
         if trainer.ema:
-            average = figures(self.folder / EMA_FOLDER)
+            average = figures(self.folder / EMA_FOLDER, ", moving average")
             metrics |= {"weights": "raw", EMA_FOLDER: average}
             self._write_metrics(self.folder / EMA_FOLDER, average | run | {"weights": "moving average"})
         self._write_metrics(self.folder, metrics)

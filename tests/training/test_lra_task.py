@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits, generate_listops
-from subquad.evaluation import Run, compare, evaluate_run
+from subquad.evaluation import Run, compare, evaluate_accuracy, evaluate_run
+from subquad.evaluation.accuracy import open_examples
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks.lra import classifier_config
@@ -103,6 +104,13 @@ def test_a_run_says_what_it_is(run):
     assert opened.metrics["accuracy"] == opened.metrics["correct"] / 17
     assert opened.data_name == "Long Range Arena listops (s4)"
     assert opened.metrics["validation"] == "as in the files"
+    last = evaluate_accuracy(
+        AutoModelForSequenceClassification.from_pretrained(run / "checkpoints" / "checkpoint-20"),
+        open_examples(opened, progress=False),
+        batch_size=4,
+        progress=False,
+    )
+    assert opened.metrics["last_accuracy"] == last.accuracy
     model = AutoModelForSequenceClassification.from_pretrained(run)
     assert isinstance(model, SubquadForSequenceClassification)
     assert (model.config.num_labels, model.config.vocab_size, model.config.padding) == (10, 18, "ordinary")
@@ -188,10 +196,13 @@ def files(tmp_path_factory):
         ("transnormer-t1-lra-retrieval", ("model.num_hidden_layers=4",), (2, 2, None)),
         ("tnn-lra-image", (), (4, 10, 1)),
         ("hgrn-lra-image", (), (4, 10, 3)),
+        ("tnn-lra-image", ("data.permute=hilbert",), (4, 10, 1)),
         ("fd-tnn-lra-pathfinder", (), (1, 2, 1)),
         ("tnn-lra-pathx", (), (1, 2, 1)),
         ("tnn-lra-retrieval", ("data.pipeline=byte", "model.padding=masked"), (2, 2, None)),
-        ("transformer-lra-image", ("data.pipeline=byte", "model.padding=masked"), (4, 10, None)),
+        ("primal-lra-image", ("training.precision=fp32",), (4, 10, None)),
+        ("primal-trans-lra-pathfinder", ("model.num_hidden_layers=2",), (1, 2, None)),
+        ("transformer-lra-text", ("data.pipeline=google", "model.padding=masked"), (6, 2, None)),
     ],
 )
 def test_every_kind_of_input_is_learned_from(files, tmp_path, recipe, overrides, expected):
@@ -201,7 +212,8 @@ def test_every_kind_of_input_is_learned_from(files, tmp_path, recipe, overrides,
     config = Run(folder).load_model().config
     assert (result.examples, config.num_labels, config.input_features) == expected
     assert result.correct == Run(folder).metrics["correct"]
-    assert config.classifier == ("pair" if "retrieval" in recipe else "linear")
+    head = "linear" if Run(folder).recipe["data"]["pipeline"] == "s4" else "mlp"
+    assert config.classifier == ("pair" if "retrieval" in recipe else head)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, "chosen on the test set"), (0.34, "held out with seed 42")])

@@ -6,6 +6,8 @@ A *pipeline* is a code base that published numbers come from; they differ in wha
             (TNN, SKI-TNN, FD-TNN, TransNormer, HGRN)
     byte    bytes + 1 and grey values as tokens, of a fixed length, 0 being padding: so is every black pixel
             (PrimalFormer, Primal.+Trans.)
+    google  the tokens of byte without a fixed length, and images divided in the order of the files
+            (the original code of the Long Range Arena)
 """
 
 import hashlib
@@ -27,14 +29,19 @@ from torch.utils.data import Dataset
 from subquad.data.errors import DataError
 from subquad.data.lra import listops, readers
 from subquad.data.lra.cifar import CifarImages, read_cifar10
+from subquad.data.lra.orders import ORDERS
 from subquad.data.lra.readers import TextExample
 from subquad.data.lra.vocabulary import FrequencyVocabulary
 from subquad.data.splits import SEED, random_split
+from subquad.registry import unknown_name
 
-Pipeline = Literal["s4", "byte"]
-PIPELINES = ("s4", "byte")
+Pipeline = Literal["s4", "byte", "google"]
+PIPELINES = ("s4", "byte", "google")
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 NUM_LABELS = {"listops": 10, "text": 2, "retrieval": 2, "image": 10, "pathfinder": 2, "pathx": 2}
+SIDE = 32
+"""Height and width of the images of `image`."""
+TRANSPOSE = "transpose"
 FORMAT = 1
 
 
@@ -60,6 +67,9 @@ RULES: dict[tuple[str, str], TokenRules] = {
     ("byte", "listops"): TokenRules(2000, padded_length=2048),
     ("byte", "text"): TokenRules(4000, padded_length=4096),
     ("byte", "retrieval"): TokenRules(4000, padded_length=4096),
+    ("google", "listops"): TokenRules(2000),
+    ("google", "text"): TokenRules(4000),
+    ("google", "retrieval"): TokenRules(4000),
 }
 
 
@@ -70,7 +80,7 @@ def listops_tokens(expression: str) -> list[str]:
 
 
 LISTOPS_BYTE_IDS = {token: id for id, token in enumerate(sorted((*listops.OPERATORS, *listops.DIGITS, "X")), start=1)}
-"""Ids of the byte pipeline. The published ones came from an unordered set; these are sorted by code point."""
+"""Ids of byte and google. The published ones came from an unordered set; these are sorted by code point."""
 
 
 def encode_bytes(text: str, max_length: int) -> np.ndarray:
@@ -79,7 +89,7 @@ def encode_bytes(text: str, max_length: int) -> np.ndarray:
 
 
 def encode_listops(expression: str, max_length: int) -> np.ndarray:
-    """The first tokens of an expression as the byte pipeline numbers them: `(length,)` int64."""
+    """The first tokens of an expression as byte and google number them: `(length,)` int64."""
     unknown = len(LISTOPS_BYTE_IDS) + 1
     return np.array(
         [LISTOPS_BYTE_IDS.get(token, unknown) for token in listops_tokens(expression)[:max_length]], dtype=np.int64
@@ -139,7 +149,7 @@ class TokenExamples(Dataset[dict[str, Any]]):
             length; `labels` (batch,). All int64; the mask is 0 where an id is 0.
         """
         texts = [text for example in examples for text in example["input_ids"]]
-        length = self.padded_length or max(map(len, texts))
+        length = self.padded_length or max(1, *map(len, texts))
         ids = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in zip(ids, texts, strict=True):
             row[: len(text)] = text
@@ -206,7 +216,7 @@ class ImageExamples(Dataset[dict[str, Any]]):
         """Stack.
 
         Returns:
-            `input_values` (batch, length, features), or `input_ids` (batch, length) and for the byte pipeline
+            `input_values` (batch, length, features), or `input_ids` (batch, length) and for byte and google
             `attention_mask`, 0 where an id is 0, and `position_ids`, those of the pixels in the image; `labels`
             (batch,).
         """
@@ -234,7 +244,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def byte_luma(pixels: np.ndarray) -> np.ndarray:
-    """Grey values as the byte pipeline computes them, 0.2989 R + 0.5870 G + 0.1140 B: uint8."""
+    """Grey values as byte and google compute them, 0.2989 R + 0.5870 G + 0.1140 B: uint8."""
     return np.rint(pixels.astype(np.float64) @ [0.2989, 0.5870, 0.1140]).astype(np.uint8)
 
 
@@ -245,7 +255,7 @@ def grey_tokens(pixels: np.ndarray) -> Tensor:
 
 
 def byte_pixels(pixels: np.ndarray) -> Tensor:
-    """Grey values as tokens of the byte pipeline, black being padding: `(length,)` int64."""
+    """Grey values as tokens of byte and google, black being padding: `(length,)` int64."""
     return grey_tokens(byte_luma(pixels) if pixels.ndim == 3 else pixels)
 
 
@@ -267,6 +277,37 @@ def centred_grey(pixels: np.ndarray) -> Tensor:
 def _normalized(pixels: np.ndarray, mean: list[float], std: list[float]) -> Tensor:
     values = (pixels.reshape(-1, pixels.shape[-1]) / 255 - mean) / std
     return torch.from_numpy(values.astype(np.float32))
+
+
+class Reordered:
+    """Sequences of pixels in another order.
+
+    Args:
+        convert: From an image to its pixels row after row, `(1024, features)`.
+        order: Name of the order; "transpose" adds the features of the pixels column after column.
+
+    Raises:
+        ValueError: There is no such order.
+    """
+
+    def __init__(self, convert: Callable[[np.ndarray], Tensor], order: str) -> None:
+        if order not in (*ORDERS, TRANSPOSE):
+            raise ValueError(unknown_name("order of pixels", order, (*ORDERS, TRANSPOSE)))
+        self.convert = convert
+        self.is_added = order == TRANSPOSE
+        columns = np.arange(SIDE * SIDE).reshape(SIDE, SIDE).T.reshape(-1)
+        self.places = torch.from_numpy(columns if self.is_added else ORDERS[order](SIDE))
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """The sequence of an image, `(1024, features)`."""
+        values = self.convert(pixels)
+        moved = values[self.places]
+        return torch.cat([values, moved], dim=-1) if self.is_added else moved
+
+
+def num_features(colour: bool, permute: str | None) -> int:
+    """Values at each position of images that are not tokens."""
+    return (3 if colour else 1) * (2 if permute == TRANSPOSE else 1)
 
 
 def crop_and_flip(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -329,6 +370,7 @@ def open_lra(
     colour: bool = False,
     tokenize: bool = False,
     augment: bool = False,
+    permute: str | None = None,
     seed: int = SEED,
     strict: bool = False,
     cache_dir: str | Path | None = None,
@@ -339,8 +381,9 @@ def open_lra(
     Args:
         task: listops, text, retrieval, image, pathfinder or pathx.
         root: Folder of the data, in any arrangement that `subquad.data.lra.readers` knows.
-        pipeline: s4 or byte.
-        max_length: Largest number of tokens of a text, special ones included (s4); default that of the published runs.
+        pipeline: s4, byte or google.
+        max_length: Largest number of tokens of a text, special ones included (s4, google); default that of the
+            published runs.
         append_bos: Put `<bos>` before each text (s4).
         append_eos: Put `<eos>` behind each text (s4).
         valid_fraction: Share of the training examples of `text` that are held out for validation; with 0, as
@@ -348,6 +391,8 @@ def open_lra(
         colour: Keep the colours of `image`.
         tokenize: Grey values as tokens, in place of numbers (s4).
         augment: Change the training images of `image` by random crops and mirror images.
+        permute: Another order of the pixels of `image` (s4): `bit_reversal`, `snake` or `hilbert`; or `transpose`, the
+            pixels column after column as further features beside those row after row.
         seed: Of the random division of examples, and of augmentation.
         strict: Compute the value of every expression; other numbers of examples than were published are errors.
         cache_dir: Where encoded texts are kept; default the environment's `SUBQUAD_CACHE`, else `~/.cache/subquad`.
@@ -364,13 +409,14 @@ def open_lra(
         raise ValueError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
     is_text, s4 = (pipeline, task) in RULES, pipeline == "s4"
     for option, is_set, fits in (
-        ("max_length", max_length is not None, is_text and s4),
+        ("max_length", max_length is not None, is_text and pipeline != "byte"),
         ("append_bos", append_bos, is_text and s4),
         ("append_eos", not append_eos, is_text and s4),
         ("valid_fraction", valid_fraction != 0, task == "text"),
         ("colour", colour, task == "image" and s4 and not tokenize),
         ("tokenize", tokenize, not is_text and s4),
         ("augment", augment, task == "image"),
+        ("permute", permute is not None, task == "image" and s4 and not tokenize),
     ):
         if is_set and not fits:
             raise ValueError(f"option {option} is not for the task {task!r} in the pipeline {pipeline!r} as it is set")
@@ -383,7 +429,7 @@ def open_lra(
             append_eos,
         )
         return _open_texts(encoding, Path(root), valid_fraction, seed, strict, cache_dir, progress)
-    if pipeline == "byte":
+    if not s4:
         convert = byte_pixels
     elif tokenize:
         convert = grey_tokens
@@ -391,9 +437,11 @@ def open_lra(
         convert = cifar_colours if colour else cifar_grey
     else:
         convert = centred_grey
+    if permute is not None:
+        convert = Reordered(convert, permute)
     open_images = _open_cifar if task == "image" else _open_pathfinder
     train, valid, test = open_images(task, Path(root), pipeline, convert, augment, seed, strict)
-    features = None if convert in (byte_pixels, grey_tokens) else 3 if colour else 1
+    features = None if convert in (byte_pixels, grey_tokens) else num_features(colour, permute)
     vocab_size = 256 if features is None else None
     how = "held out from the training images" if task == "image" else "a tenth of the images"
     return LRAData(task, pipeline, train, valid, test, NUM_LABELS[task], vocab_size, features, how)
@@ -428,7 +476,11 @@ def _open_pathfinder(
     images = readers.read_pathfinder(root, 32 if task == "pathfinder" else 128)
     readers.check_size(task, "all", len(images), strict=strict)
     tenth = len(images) // 10
-    parts = random_split([len(images) - 2 * tenth, tenth, tenth], seed)
+    counts = [len(images) - 2 * tenth, tenth, tenth]
+    if pipeline == "google":
+        parts = np.split(np.arange(len(images)), np.cumsum(counts)[:-1])
+    else:
+        parts = random_split(counts, seed)
     return [ImageExamples(images, part, convert) for part in parts]
 
 
@@ -460,7 +512,7 @@ class _Encoding:
 
     def encoder(self, training: Iterable[TextExample]) -> tuple[Callable[[str], np.ndarray], int]:
         """The function from a text to its ids, and the number of different ids."""
-        if self.pipeline == "byte":
+        if self.pipeline != "s4":
             encode, size = (encode_listops, 17) if self.task == "listops" else (encode_bytes, 257)
             return lambda text: encode(text, self.max_length), size
         tokens: Callable[[str], Sequence[str]] = listops_tokens if self.task == "listops" else str

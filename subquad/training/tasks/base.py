@@ -32,6 +32,8 @@ class Task:
     """What `score` sums."""
     selected_by: ClassVar[str] = "loss"
     """The figure of `summary` that chooses the best checkpoint; all but "loss" are better when they are greater."""
+    reports_last: ClassVar[bool] = False
+    """Whether that figure of the last weights, `last_...`, stands beside that of the best ones in `metrics.json`."""
     repeats: int = 1
     """How often an epoch shows each of the training examples that it shows; see `UpdateBatches`."""
     starts_from_run: ClassVar[bool] = False

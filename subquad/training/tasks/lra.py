@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from subquad.data import Tokenizer
 from subquad.data.lra import LRAData, open_lra
-from subquad.data.lra.datasets import NUM_LABELS, PIPELINES, RULES
+from subquad.data.lra.datasets import NUM_LABELS, PIPELINES, RULES, num_features
 from subquad.evaluation.accuracy import evaluate_accuracy, score_batch
 from subquad.models import SubquadConfig, SubquadForSequenceClassification
 from subquad.registry import unknown_name
@@ -53,6 +53,7 @@ class SequenceClassification(Task):
 
     score_names = ("nll", "correct", "examples")
     selected_by = "accuracy"
+    reports_last = True
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         self.recipe = recipe
@@ -71,8 +72,8 @@ class SequenceClassification(Task):
             raise ValueError(unknown_name("pipeline", data.pipeline, PIPELINES))
         if not isinstance(data.source, str):
             raise ValueError(f"the data of the Long Range Arena is one folder, got {data.source}")
-        is_tokens = (data.pipeline, data.task) in RULES or data.pipeline == "byte"
-        inputs = (256, None) if is_tokens else (None, 3 if data.colour else 1)
+        is_tokens = (data.pipeline, data.task) in RULES or data.pipeline != "s4"
+        inputs = (256, None) if is_tokens else (None, num_features(data.colour, data.permute))
         with torch.device("meta"):
             SubquadForSequenceClassification(classifier_config(recipe, vocab_size=inputs[0], input_features=inputs[1]))
 

@@ -143,6 +143,9 @@ def test_splits_of_images(tmp_path):
     write.pathfinder(tmp_path / "pathfinder32")
     paths = open_task("pathfinder", tmp_path)
     assert [len(paths.train), len(paths.valid), len(paths.test)] == [8, 1, 1]
+    google = open_task("pathfinder", tmp_path, "google")
+    assert [part.indices.tolist() for part in (google.train, google.valid, google.test)] == [[*range(8)], [8], [9]]
+    assert open_task("image", tmp_path, "google").train.indices.tolist() == list(range(18))
 
 
 # Batches
@@ -178,6 +181,16 @@ def test_bytes(tmp_path):
     assert len(ids(open_task("text", tmp_path, "byte").train)[0][0]) == 4000
     pairs = open_task("retrieval", tmp_path, "byte")
     assert pairs.train.collate([pairs.train[0]])["input_ids"].shape == (1, 2, 4096)
+
+
+def test_the_google_pipeline_has_the_bytes_without_a_fixed_length(tmp_path):
+    write.text(tmp_path / "aclImdb")
+    (tmp_path / "aclImdb/train/neg/0_1.txt").write_text("x" * 5000)
+    data, byte = (open_task("text", tmp_path, pipeline) for pipeline in ("google", "byte"))
+    assert (data.vocab_size, ids(data.train)) == (257, ids(byte.train))
+    assert data.train.collate([data.train[1]])["input_ids"].shape == (1, len(ids(data.train)[1][0]))
+    assert len(ids(open_task("text", tmp_path, "google", max_length=1000).train)[0][0]) == 1000
+    assert data.fingerprint != byte.fingerprint
 
 
 def test_listops_in_the_byte_pipeline(tmp_path):
@@ -262,7 +275,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_example(tmp_path):
     ("task", "pipeline", "options", "message"),
     [
         ("lists", "s4", {}, "no task 'lists' in the Long Range Arena; there are: listops"),
-        ("listops", "google", {}, "no pipeline 'google'; there are: s4, byte"),
+        ("listops", "jax", {}, "no pipeline 'jax'; there are: s4, byte, google"),
         (
             "listops",
             "byte",
