@@ -3,6 +3,7 @@
 Every number comes from a run folder or is measured here; what is missing is shown as "–".
 """
 
+import base64
 import csv
 import datetime
 import io
@@ -165,6 +166,12 @@ class _Entry:
         """A figure (perplexity, bits_per_byte) against the length it was evaluated at."""
         points = [(_number(row.get("length")), _number(row.get(figure))) for row in self._rows()]
         return [(x, y) for x, y in points if x is not None and y is not None]
+
+    def confusion_picture(self) -> str | None:
+        """`confusion.png` in base64; None where there is none."""
+        path = self.run.folder / "confusion.png"
+        content = path.read_bytes() if path.is_file() else b""
+        return base64.b64encode(content).decode() if content.startswith(b"\x89PNG") else None
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = self.run.extrapolation.get("results")
@@ -460,7 +467,7 @@ class _Report:
             for draw in (self._loss, self._accuracy)
             for against in ("step", "time")
         ]
-        figures = [*curves, self._extrapolation(), self._generation(), *self._bars()]
+        figures = [*curves, *self._confusions(), self._extrapolation(), self._generation(), *self._bars()]
         return "\n".join(figure for figure in figures if figure)
 
     def _figure(self, title: str, chart: str, caption: str, drawn: Sequence[_Entry] = ()) -> str:
@@ -511,6 +518,17 @@ class _Report:
             "times are those of the training machine.",
             drawn,
         )
+
+    def _confusions(self) -> list[str]:
+        """The confusion matrix of every run that `evaluate` drew one of."""
+        figures = []
+        for entry in self.entries:
+            picture = entry.confusion_picture()
+            if picture is not None:
+                image = f'<img alt="Confusion matrix of {escape(entry.name)}" src="data:image/png;base64,{picture}">'
+                caption = "Which classes are taken for which others; confusion.csv in the run folder has all numbers."
+                figures.append(self._figure("Confusions", image, caption, [entry]))
+        return figures
 
     def _extrapolation(self) -> str:
         drawn = [e for e in self.entries if e.at_length(self.quality)]

@@ -1,0 +1,75 @@
+"""Figures of image classifiers, and which classes they confuse."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import assert_close
+
+from subquad.evaluation.confusion import save_confusion, worst_confusions
+from subquad.evaluation.images import ImageResult, model_inputs, score_images
+
+
+def answering(logits):
+    return lambda **batch: SimpleNamespace(logits=logits)
+
+
+def test_scores_of_a_batch():
+    logits = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1], [7.0, 6, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6, 7]])
+    labels = torch.tensor([0, 5, 2])
+    nll, top5, correct, examples = score_images(answering(logits), {"labels": labels})
+    assert (top5, correct, examples) == (2, 1, 3)
+    assert_close(nll, -logits.double().log_softmax(-1)[range(3), labels].sum(), torch.float32)
+    confusion = score_images(answering(logits), {"labels": labels}, confusion=True)[2:].view(7, 7)
+    expected = torch.zeros(7, 7, dtype=torch.float64)
+    expected[0, 0] = expected[5, 0] = expected[2, 6] = 1
+    assert torch.equal(confusion, expected)
+
+
+def test_half_precision_is_widened():
+    logits = torch.randn(4, 10).half()
+    scores = score_images(answering(logits), {"labels": torch.arange(4)})
+    expected = F.cross_entropy(logits.float(), torch.arange(4), reduction="sum")
+    assert_close(scores[0], expected.double())
+
+
+def test_figures_of_a_result():
+    result = ImageResult(6.0, 10, torch.tensor([[3, 1], [2, 4]]), ("a", "b"))
+    assert (result.correct, result.examples, result.accuracy, result.loss) == (7, 10, 0.7, 0.6)
+    assert result.top5_accuracy is None
+    assert "top5_accuracy" not in result.to_dict()
+    assert [row[1] for row in result.table()] == ["70.00%", "0.6000"]
+    many = ImageResult(6.0, 3, torch.ones(6, 1).long() * torch.eye(6)[0].long(), tuple("abcdef"))
+    assert (many.accuracy, many.to_dict()["top5_accuracy"]) == (1 / 6, 0.5)
+
+
+def test_pixels_are_a_sequence_row_after_row():
+    images = torch.arange(12).view(1, 2, 2, 3)
+    batch = model_inputs({"pixel_values": images, "labels": torch.zeros(1)}, "pixels")
+    assert batch["input_values"].tolist() == [[[k, 6 + k] for k in range(6)]]
+
+
+def test_the_worst_confusions_come_first():
+    matrix = torch.tensor([[5, 2, 3], [0, 9, 1], [0, 0, 4]])
+    assert worst_confusions(matrix, "abc") == [("a", "c", 3, 0.3), ("a", "b", 2, 0.2), ("b", "c", 1, 0.1)]
+    assert worst_confusions(torch.eye(3).long(), "abc") == []
+
+
+@pytest.mark.parametrize("count", [2, 10, 1000])
+def test_pictures_are_readable_for_any_number_of_classes(tmp_path, count):
+    image = pytest.importorskip("PIL.Image")
+    classes = [f"class {label}" for label in range(count)]
+    matrix = torch.randint(3, (count, count)) + 40 * torch.eye(count).long()
+    save_confusion(tmp_path, matrix, classes, {"split": "test"})
+    content = json.loads((tmp_path / "confusion.json").read_text())
+    assert content == {"split": "test", "classes": classes, "matrix": matrix.tolist()}
+    assert len((tmp_path / "confusion.csv").read_text().splitlines()) == count + 1
+    with image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 1500
+
+
+def test_a_perfect_classifier_has_a_picture(tmp_path):
+    save_confusion(tmp_path, torch.eye(50).long(), [str(label) for label in range(50)], {})
+    assert (tmp_path / "confusion.png").is_file()
