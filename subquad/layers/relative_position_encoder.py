@@ -56,7 +56,7 @@ class RelativePositionEncoder(nn.Module):
             weight = self.input_proj.weight
             wide = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
             z = _linear(self.input_proj, positions.to(wide).unsqueeze(-1))
-            for layer, norm in zip(self.layers, self.norms, strict=False):
+            for layer, norm in zip(self.layers, self.norms[:-1], strict=True):
                 mapped = _linear(layer, self.activation(norm(z)))
                 z = mapped + z if self.residual else mapped
             return self.activation(self.norms[-1](z))

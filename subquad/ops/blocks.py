@@ -4,34 +4,43 @@ They move numbers and compute nothing, so they have one implementation. As regis
 reshaping, from which compilers derive conditions on the length, to themselves.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cut(x: Tensor, places: Tensor | None, blocks: int, block_size: int) -> Tensor:
-    """As `to_blocks`, without a gradient."""
+    """As `to_blocks`, without a gradient, and without a copy where `x` has the heads before the length in memory."""
     capacity = blocks * block_size
+    rows = x.transpose(1, 2)
     if places is not None:
-        rows = x.new_zeros(x.shape[0], capacity + 1, *x.shape[2:])
-        x = rows.scatter_(1, places.clamp_max(capacity)[:, :, None, None].expand_as(x), x)[:, :-1]
+        rows = x.new_zeros(*rows.shape[:2], capacity + 1, x.shape[3]).scatter_(
+            2, places.clamp_max(capacity)[:, None, :, None].expand_as(rows), rows
+        )[:, :, :-1]
     elif x.shape[1] != capacity:
-        x = F.pad(x, (0, 0, 0, 0, 0, capacity - x.shape[1]))
-    split = x.unflatten(1, (blocks, block_size)).permute(1, 0, 3, 2, 4)
-    return split.clone(memory_format=torch.contiguous_format).view(-1, block_size, x.shape[-1])
+        rows = F.pad(rows, (0, 0, 0, capacity - x.shape[1]))
+    return rows.unflatten(2, (blocks, block_size)).flatten(0, 2)
 
 
 def join(blocks: Tensor, places: Tensor | None, batch: int, length: int, heads: int) -> Tensor:
-    """As `from_blocks`, without a gradient."""
+    """As `from_blocks`, without a gradient, and without a copy where the blocks are full."""
     dim = blocks.shape[-1]
     if blocks.numel() == 0:
-        return blocks.new_zeros(batch, length, heads, dim)
-    split = blocks.unflatten(0, (-1, batch, heads)).permute(1, 0, 3, 2, 4)
-    rows = split.clone(memory_format=torch.contiguous_format).view(batch, -1, heads, dim)
+        return heads_first(blocks, (batch, length, heads, dim)).zero_()
+    rows = blocks.reshape(batch, heads, -1, dim)
     if places is None:
-        return rows[:, :length].contiguous()
-    index = places.clamp_max(rows.shape[1] - 1)[:, :, None, None].expand(-1, -1, heads, dim)
-    return rows.gather(1, index) * (places < rows.shape[1])[:, :, None, None]
+        return rows[:, :, :length].contiguous().transpose(1, 2)
+    there = (places < rows.shape[2])[:, None, :, None]
+    index = places.clamp_max(rows.shape[2] - 1)[:, None, :, None].expand(-1, heads, -1, dim)
+    return (rows.gather(2, index) * there).transpose(1, 2)
+
+
+def heads_first(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """An empty (batch, length, heads, dim) of this shape and the dtype of `x`, heads before the length in memory."""
+    batch, length, heads, dim = shape
+    return x.new_empty(batch, heads, length, dim).transpose(1, 2)
 
 
 @torch.library.custom_op("subquad::to_blocks", mutates_args=())
@@ -46,9 +55,11 @@ def to_blocks(x: Tensor, places: Tensor | None, blocks: int, block_size: int) ->
         block_size: Places of a block.
 
     Returns:
-        (blocks · batch · heads, block_size, dim).
+        (batch · heads · blocks, block_size, dim).
     """
-    return cut(x, places, blocks, block_size)
+    result = cut(x, places, blocks, block_size)
+    # An operator's result shares no memory with its arguments.
+    return result.clone() if result.data_ptr() == x.data_ptr() else result
 
 
 @torch.library.custom_op("subquad::from_blocks", mutates_args=())
@@ -56,26 +67,27 @@ def from_blocks(blocks: Tensor, places: Tensor | None, batch: int, length: int, 
     """Read rows from blocks, with zeros where a position is nowhere.
 
     Args:
-        blocks: (blocks · batch · heads, block_size, dim).
+        blocks: (batch · heads · blocks, block_size, dim).
         places: (batch, length) int64, as in `to_blocks`.
         batch: Rows.
         length: Positions of a row.
         heads: Heads.
 
     Returns:
-        (batch, length, heads, dim).
+        (batch, length, heads, dim), heads before the length in memory.
     """
-    return join(blocks, places, batch, length, heads)
+    result = join(blocks, places, batch, length, heads)
+    return result.clone() if result.data_ptr() == blocks.data_ptr() else result
 
 
 @to_blocks.register_fake
 def _(x, places, blocks, block_size):
-    return x.new_empty(blocks * x.shape[0] * x.shape[2], block_size, x.shape[3])
+    return x.new_empty(x.shape[0] * x.shape[2] * blocks, block_size, x.shape[3])
 
 
 @from_blocks.register_fake
 def _(blocks, places, batch, length, heads):
-    return blocks.new_empty(batch, length, heads, blocks.shape[2])
+    return heads_first(blocks, (batch, length, heads, blocks.shape[2]))
 
 
 def _save_cut(ctx, inputs, output):
