@@ -74,7 +74,7 @@ def _read_part(folder: Path) -> ImageFiles:
     for label, subfolder in enumerate(_subfolders(folder)):
         before = len(names)
         for entry in _images(subfolder):
-            names.append(os.fsencode(os.path.relpath(entry.path, folder)))
+            names.append(os.fsencode(subfolder.name + entry.path.removeprefix(str(subfolder))))
             sizes.append(_size(entry.path))
         if len(names) == before:
             raise DataError(f"{subfolder}: no image of this class (looked for {' '.join(SUFFIXES)})")

@@ -48,6 +48,14 @@ def test_idx(tmp_path, place, suffix):
     assert data.std == pytest.approx([expected.std() / 255], abs=1e-4)
 
 
+def test_idx_with_a_point_in_the_name(tmp_path):
+    write.mnist(tmp_path, ".gz")
+    before = open_images(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert open_images(tmp_path).fingerprint == before.fingerprint
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_cifar10(tmp_path, protocol):
     folder = tmp_path / "cifar-10-batches-py"
@@ -449,7 +457,7 @@ def test_damaged_files_of_images_are_read_or_refused(originals, file, damage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=mutation())
 def test_many_damaged_files_of_images_are_read_or_refused(originals, file, damage):
     read_damaged(originals, file, damage)

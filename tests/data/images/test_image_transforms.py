@@ -7,6 +7,8 @@ import image_files as write
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import assert_close, shared
 from torch.utils.data import DataLoader
 
@@ -26,6 +28,7 @@ from subquad.data.images.geometry import (
 from subquad.data.images.mixing import cut_mix, random_mix, random_mix_box, smoothed
 from subquad.data.images.sources import ImageData
 from subquad.data.images.splits import ImageArrays
+from subquad.data.images.transforms import evaluation_crop
 
 PUBLISHED = {
     "flip": 0.5,
@@ -151,6 +154,27 @@ def test_flips():
     can_change = (images != images.flip(-1)).flatten(1).any(1)
     share = changed[can_change].double().mean()
     assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / can_change.sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    size=st.integers(1, 48),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_images_of_any_size(height, width, size, channels, seed):
+    image = noise(channels, height, width)
+    box = random_box(height, width, np.random.default_rng(seed)) or central_box(height, width)
+    assert 0 <= box.top < box.top + box.height <= height
+    assert 0 <= box.left < box.left + box.width <= width
+    cropped = random_resized_crop(image, size, np.random.default_rng(seed))
+    evaluated = evaluation_crop(image, size)
+    for result in (cropped, evaluated):
+        assert (result.shape, result.dtype) == ((channels, size, size), torch.uint8)
+    assert torch.equal(evaluated, evaluation_crop(image, size))
+    assert torch.equal(cropped, random_resized_crop(image, size, np.random.default_rng(seed)))
 
 
 # Erasing
