@@ -3,7 +3,8 @@
 python tests/smoke_recipes.py [RECIPE ...]
 
 Without names: all recipes of texts, and of the Long Range Arena one for each family and one for each kind of input; the
-others of it differ in sizes alone; and all of GLUE, which finetune a masked model of seconds.
+others of it differ in sizes alone; of images one for each family; and all of GLUE, which finetune a masked model of
+seconds.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from data.lra import lra_files
 from glue_files import write_glue
+from image_shapes import write_shapes
 
 SHRUNK_TRAINING = (
     "training.steps=4",
@@ -34,16 +36,27 @@ SHRUNK = (
 )
 SHRUNK_TEXT = ("data.tokenizer=bytes", "data.block_size=64")
 KINDS_OF_INPUT = ("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder")
+IMAGES = (
+    "tnn-im1k-tiny",
+    "hgrn-im1k-tiny",
+    "transnormer-t1-im1k-tiny",
+    "transnormer-t2-im1k-small-conv-no-block",
+    "deit-im1k-tiny",
+    "primal-im1k-small",
+    "fd-tnn-image-tiny",
+    "hgrn-pixels-tiny",
+)
 TEXT = "A recipe that is shipped must run: the smallest model, the shortest text, every part of the way.\n" * 200
 
 
 def shipped() -> list[str]:
     """The recipes that are run when none is named."""
-    from subquad.training.recipe import list_recipes
+    from subquad.training.recipe import list_recipes, load_recipe
 
-    texts = [name for name in list_recipes() if "-lra-" not in name and not name.startswith("glue-")]
-    glue = [name for name in list_recipes() if name.startswith("glue-")]
-    return [*texts, *(name for name in list_recipes() if name.endswith("-lra-listops")), *KINDS_OF_INPUT, *glue]
+    tasks = {name: load_recipe(name).task for name in list_recipes()}
+    texts = [name for name, task in tasks.items() if task in ("causal-lm", "masked-lm")]
+    glue = [name for name, task in tasks.items() if task == "glue"]
+    return [*texts, *(name for name in tasks if name.endswith("-lra-listops")), *KINDS_OF_INPUT, *IMAGES, *glue]
 
 
 def write_lra(folder: Path) -> None:
@@ -70,6 +83,10 @@ def main(names: list[str]) -> None:
         text.write_text(TEXT)
         write_lra(lra)
         glue = write_glue(Path(folder) / "glue")
+        kinds = {
+            "sequence-classification": (lra, ()),
+            "image-classification": (write_shapes(Path(folder) / "shapes"), ("training.num_workers=0",)),
+        }
         masked = train("tnn-mlm-tiny", data=text, output=Path(folder) / "masked", overrides=(*SHRUNK, *SHRUNK_TEXT))
         for name in names or shipped():
             start = time.perf_counter()
@@ -80,7 +97,7 @@ def main(names: list[str]) -> None:
             else:
                 mixers = recipe.model["mixers"]
                 ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"
-                data, overrides = (lra, ()) if recipe.task == "sequence-classification" else (text, SHRUNK_TEXT)
+                data, overrides = kinds.get(recipe.task, (text, SHRUNK_TEXT))
                 run = train(name, data=data, output=output, overrides=(*SHRUNK, *overrides, ends))
             metrics = json.loads((run / "metrics.json").read_text())
             if metrics["steps"] != 4 or not math.isfinite(metrics["loss"]):
