@@ -156,18 +156,20 @@ def test_a_resumed_run_is_the_same_to_the_bit(run, listops, tmp_path, stop_after
 
 
 @pytest.mark.parametrize("padding", ["masked", "ordinary"])
+@pytest.mark.parametrize("task", ["listops", "text", "retrieval"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_depend_on_padding_as_the_recipe_says(family, padding):
+def test_logits_depend_on_padding_as_the_recipe_says(family, task, padding):
     changes = ["model.hidden_size=16", f"model.padding={padding}", "model.pooling=mean"]
-    recipe = load_recipe(f"{family}-lra-listops", changes)
+    recipe = load_recipe(f"{family}-lra-{task}", changes)
     torch.manual_seed(0)
     model = SubquadForSequenceClassification(classifier_config(recipe, vocab_size=18, input_features=None))
-    ids = torch.randint(3, 18, (2, 9))
+    shape = (2, 2) if task == "retrieval" else (2,)
+    ids = torch.randint(3, 18, (*shape, 9))
     model.train()
     for _ in range(2):
         model(ids)  # so that the statistics of batch norms are not the initial ones
     model.double().eval()
-    padded = torch.cat([ids, torch.zeros(2, 5, dtype=torch.long)], dim=1)
+    padded = torch.cat([ids, torch.zeros(*shape, 5, dtype=torch.long)], dim=-1)
     mask = (padded != 0).long()
     expected, found = model(ids).logits, model(padded, mask).logits
     if padding == "masked" or family == "transformer":  # which is causal: real tokens never see padding behind them
