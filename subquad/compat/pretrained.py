@@ -282,7 +282,7 @@ class ReferenceForImageClassification(ReferenceModel):
         **kwargs: Any,
     ) -> ImageClassifierOutput:
         """Classify, as `SubquadForImageClassification` does; the loss is that of the classes alone."""
-        logits = self.reference.class_logits(pixel_values, None)
+        logits = self.reference.class_logits(pixel_values.to(self.dtype), None)
         loss = None if labels is None else label_loss(logits, labels, num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits)
 

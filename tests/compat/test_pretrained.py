@@ -4,6 +4,7 @@ import json
 import math
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,8 @@ from subquad.compat.convert import convert
 from subquad.compat.pretrained import CLASSES, ReferenceConfig, ReferenceForCausalLM
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError
-from subquad.evaluation import Run
+from subquad.data.lra import ListOpsLimits, generate_listops, open_lra
+from subquad.evaluation import Run, evaluate_run
 
 CAUSAL = {
     "tnn-fairseq_lm-v1-decay": "a mixer with a shortcut of its own",
@@ -321,18 +323,107 @@ def state_of(family, options):
     """Weights of a model of this family with initial values, under their published names."""
     torch.manual_seed(0)
     conversion = FAMILIES[family]({}, **options)
-    return {conversion.reference_name(name): t for name, t in conversion.module.state_dict().items()}
+    state = {conversion.reference_name(name): tensor for name, tensor in conversion.module.state_dict().items()}
+    return state | {name: torch.rand(tensor.shape) for name, tensor in state.items() if tensor.isnan().any()}
 
 
-LISTOPS = {
-    "dataset": {"n_tokens": 18, "d_output": 10, "l_output": 0},
-    "encoder": ["embedding", {"_name_": "position", "dropout": 0.0}],
-    "model": {
-        "d_model": 8,
-        "n_layers": 2,
-        "prenorm": True,
-        "norm": "batch",
-        "layer": [{"_name_": "hgru1d", "causal": False}, {"_name_": "glu"}],
-    },
-    "decoder": {"_name_": "sequence", "mode": "pool", "use_lengths": True},
-}
+def arena(layer, vocabulary):
+    return {
+        "dataset": {"n_tokens": vocabulary, "d_output": 10, "l_output": 0, "l_max": 2048},
+        "encoder": "embedding",
+        "model": {"d_model": 8, "n_layers": 2, "prenorm": True, "norm": "batch", "layer": [layer, {"_name_": "glu"}]},
+        "decoder": {"_name_": "sequence", "mode": "pool", "use_lengths": True},
+    }
+
+
+def lightning(path, family, options):
+    torch.save({"state_dict": state_of(family, options), "hyper_parameters": {**options, "trainer": {"gpus": 1}}}, path)
+    return path
+
+
+class TestEvaluation:
+    """From checkpoints to accuracies."""
+
+    @pytest.fixture
+    def listops(self, tmp_path):
+        generate_listops(
+            tmp_path / "data/listops-1000",
+            train=30,
+            valid=5,
+            test=11,
+            limits=ListOpsLimits(min_length=4, max_length=24, max_depth=4, max_args=4),
+            num_workers=1,
+            progress=False,
+        )
+        return tmp_path / "data"
+
+    @pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
+    @pytest.mark.parametrize(
+        ("family", "layer"),
+        [
+            ("hgrn.lra", {"_name_": "hgru1d"}),
+            ("tnn.lra_model", {"_name_": "tno", "n_heads": 1, "dpb_embedding": 6, "dpb_type": 1, "dpb_layers": 1}),
+        ],
+    )
+    def test_the_long_range_arena(self, listops, tmp_path, family, layer):
+        examples = open_lra("listops", listops, pipeline="s4").test
+        options = arena(layer, open_lra("listops", listops, pipeline="s4").vocab_size)
+        made = convert(lightning(tmp_path / "last.ckpt", family, options), tmp_path / "run")
+        assert made.family == family
+        recipe = Run(made.folder).recipe
+        assert recipe["task"] == "sequence-classification"
+        assert recipe["data"] == {"task": "listops", "pipeline": "s4", "max_length": 2048}
+        result = call("evaluate", made.folder, "--data", listops, "--json", tmp_path / "figures.json")
+        assert result.exit_code == 0, result.output
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        published = from_reference(family, options, state_of(family, options))
+        right = 0
+        for start in range(0, len(examples), 8):
+            batch = examples.collate([examples[i] for i in range(start, min(start + 8, len(examples)))])
+            answers = published(batch["input_ids"], batch["attention_mask"].sum(1)).argmax(-1)
+            right += int((answers == batch["labels"]).sum())
+        assert (figures["examples"], figures["correct"]) == (11, right)
+        with pytest.raises(DataError, match="its data is not known: give the folder"):
+            evaluate_run(made.folder, progress=False)
+
+    @pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
+    def test_data_with_another_vocabulary(self, listops, tmp_path):
+        made = convert(lightning(tmp_path / "x.ckpt", "hgrn.lra", arena({"_name_": "hgru1d"}, 99)), tmp_path / "run")
+        with pytest.raises(DataError, match=r"its texts have \d+ tokens, the model of .* 99: other data"):
+            evaluate_run(made.folder, listops, progress=False)
+
+    def test_what_sizes_tell_of_the_byte_pipeline(self, load, tmp_path):
+        family, config, state, *_ = load("primal-lra_former-dual")
+        torch.save({"model_state_dict": state}, tmp_path / "x.pt")
+        (tmp_path / "options.json").write_text(json.dumps(config))
+        made = convert(tmp_path / "x.pt", tmp_path / "run", config=tmp_path / "options.json")
+        assert made.family == family
+        assert Run(made.folder).recipe["data"] == {"task": "retrieval", "pipeline": "byte"}
+
+    @pytest.mark.parametrize("name", ["transnormer-im_vit-t1-ffn", "primal-cv_vit-base", "tnn-im_vit-tiny-prenorm"])
+    def test_images(self, load, tmp_path, name):
+        pytest.importorskip("matplotlib")
+        image = pytest.importorskip("PIL.Image")
+        family, config, state, *_ = load(name)
+        state = {name: tensor.float() for name, tensor in state.items()}
+        torch.save({"model": state}, tmp_path / "best.pth")
+        (tmp_path / "options.json").write_text(json.dumps(config))
+        made = convert(tmp_path / "best.pth", tmp_path / "run", config=tmp_path / "options.json")
+        size, classes = Run(made.folder).recipe["data"]["image_size"], config["num_classes"]
+        torch.manual_seed(0)
+        for split in ("train", "test"):
+            for label in range(classes):
+                folder = tmp_path / "images" / split / f"n{label}"
+                folder.mkdir(parents=True)
+                pixels = torch.randint(256, (size, size, 3), dtype=torch.uint8).numpy()
+                image.fromarray(pixels).save(folder / "x.png")
+        result = call("evaluate", made.folder, "--data", tmp_path / "images", "--json", tmp_path / "figures.json")
+        assert result.exit_code == 0, result.output
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        published, right = from_reference(family, config, state), 0
+        for label in range(classes):
+            pixels = image.open(tmp_path / "images" / "test" / f"n{label}" / "x.png")
+            x = torch.from_numpy(np.array(pixels)).float() / 255
+            x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+            right += int(tensor_of(published(x.permute(2, 0, 1)[None])).argmax() == label)
+        assert (figures["examples"], figures["correct"]) == (classes, right)
