@@ -5,6 +5,7 @@ by real arithmetic on interleaved pairs, scores (batch · heads, length, length)
 """
 
 import torch
+from published.fd import norm
 from torch import Tensor, nn
 
 from subquad.mixers import NormAttention
@@ -14,14 +15,14 @@ class PublishedNormAttention(nn.Module):
     """The layer, holding the very parameters of one of ours.
 
     Args:
-        mixer: A causal `NormAttention` with `positions` "lrpe".
+        mixer: A causal `NormAttention` with `positions` "lrpe" and the norm "simple_rmsnorm".
     """
 
     def __init__(self, mixer: NormAttention):
         super().__init__()
         self.num_heads, self.activation = mixer.num_heads, mixer.activation
         self.q_proj, self.k_proj, self.v_proj = mixer.q_proj, mixer.k_proj, mixer.v_proj
-        self.output_proj, self.norm, self.positions = mixer.output_proj, mixer.norm, mixer.positions
+        self.output_proj, self.positions = mixer.output_proj, mixer.positions
 
     def encode(self, x: Tensor) -> Tensor:
         """Reflect and rotate `x` (batch · heads, length, head_dim)."""
@@ -46,4 +47,4 @@ class PublishedNormAttention(nn.Module):
         future = torch.ones(length, length).triu(1).bool()
         scores = torch.bmm(q, k.transpose(1, 2)).masked_fill(future, 0)
         o = torch.bmm(scores, v).transpose(0, 1).contiguous().view(length, batch, dim)
-        return self.output_proj(self.norm(o)).transpose(0, 1)
+        return self.output_proj(norm(o)).transpose(0, 1)

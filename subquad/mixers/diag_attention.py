@@ -128,7 +128,7 @@ class DiagAttention(TransNormerMixer):
             past: State, whose keys and values are in the first block.
 
         Returns:
-            o (batch, length, heads, head_dim), and keys and values (blocks · batch · heads, block_size, head_dim).
+            o (batch, length, heads, head_dim), and keys and values (batch · heads · blocks, block_size, head_dim).
         """
         batch, length, _ = x.shape
         w = self.block_size
@@ -150,7 +150,7 @@ class DiagAttention(TransNormerMixer):
         return from_blocks(self._attend(q, k, v, visible), places, batch, length, self.num_heads), k, v
 
     def _current_block(self, keys: Tensor, values: Tensor, count: Tensor) -> State:
-        """The state after `count` (batch, 1) keys and values, in (blocks · batch · heads, block_size, head_dim)."""
+        """The state after `count` (batch, 1) keys and values, in (batch · heads · blocks, block_size, head_dim)."""
         batch, w = len(count), self.block_size
         stored = count % w
         slots = torch.arange(w, device=keys.device)

@@ -4,8 +4,9 @@
     bidirectional: o_s = q_s (S_0 + Σ_t k_tᵀ v_t)
 
 Layout: q, k (batch, length, heads, key_dim), v (batch, length, heads, value_dim), states (batch, heads, key_dim,
-value_dim). Precision: float64 in float64; everything else is computed, and states are kept, in float32; o has the
-dtype of v. Cost: linear in the length, in time and memory; q, k and v are all that is kept for the backward pass.
+value_dim). In memory o has the heads before the length, and q, k and v of that order are cut into chunks without a
+copy. Precision: float64 in float64; everything else is computed, and states are kept, in float32; o has the dtype of v.
+Cost: linear in the length, in time and memory; q, k and v are all that is kept for the backward pass.
 
 | backend   | what it is                                           | gradients of every input and state |
 | reference | the triangle of scores; loop over packed sequences   | autograd, any order |
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
-from subquad.ops.blocks import cut, join
+from subquad.ops.blocks import cut, heads_first, join
 from subquad.ops.packing import block_rows, boundaries, validate_cu_seqlens
 from subquad.ops.precision import accumulator
 
@@ -139,7 +140,7 @@ def _reference(
 
 
 class _Chunks:
-    """How rows are cut: (batch, length, heads, dim) as (chunks · batch · heads, chunk_size, dim), zeros at the end.
+    """How rows are cut: (batch, length, heads, dim) as (batch · heads · chunks, chunk_size, dim), zeros at the end.
 
     Args:
         x: A tensor of the shape that is cut.
@@ -165,7 +166,7 @@ class _Chunks:
         self.count = self.bounds[-1]
 
     def cut(self, x: Tensor) -> Tensor:
-        """Copy rows into chunks."""
+        """Rows in chunks: a view where heads come before the length in memory."""
         return cut(x.to(self.dtype), self.places, self.count, self.size)
 
     def join(self, chunks: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,7 +177,7 @@ class _Chunks:
         """Sums over the chunks of each sequence, for every head.
 
         Args:
-            updates: (chunks · batch · heads, key_dim, value_dim), what each chunk adds; overwritten.
+            updates: (batch · heads · chunks, key_dim, value_dim), what each chunk adds; overwritten.
             start: (sequences, heads, key_dim, value_dim), what the sums start from; default zeros.
             reverse: Sum from the last chunk to the first.
 
@@ -185,19 +186,19 @@ class _Chunks:
             after the last one, shape of `start`.
         """
         shape = updates.shape[1:]
-        sums = updates.view(self.count, self.batch * self.heads, *shape)
+        sums = updates.view(self.batch * self.heads, self.count, *shape)
         sequences = len(self.bounds) - 1
         if start is None:
             start = updates.new_zeros(sequences * self.batch, self.heads, *shape)
         totals = []
-        for total, (first, stop) in zip(start.reshape(sequences, *sums.shape[1:]), pairwise(self.bounds), strict=True):
-            chunks = range(first, stop)
-            for i in reversed(chunks) if reverse else chunks:
-                after = total + sums[i]
-                sums[i] = total
+        for total, (first, stop) in zip(start.reshape(sequences, -1, *shape), pairwise(self.bounds), strict=True):
+            chunks = sums[:, first:stop].unbind(1)
+            for chunk in reversed(chunks) if reverse else chunks:
+                after = total + chunk
+                chunk.copy_(total)
                 total = after
             if not self.causal:
-                sums[first:stop] = total
+                sums[:, first:stop] = total.unsqueeze(1)
             totals.append(total)
         return updates, torch.stack(totals).view_as(start)
 
@@ -266,7 +267,7 @@ def _linear_attention(
     with torch.autocast(v.device.type, enabled=False):
         if len(segments) == 1:
             return _forward(q, k, v, initial_state, causal, chunk_size, cu_seqlens)
-        o, state = v.new_empty(v.shape), initial_state
+        o, state = heads_first(v, v.shape), initial_state
         for rows in segments:
             o[:, rows], state = _forward(q[:, rows], k[:, rows], v[:, rows], state, causal, chunk_size, None)
     assert state is not None
@@ -276,7 +277,7 @@ def _linear_attention(
 @_linear_attention.register_fake
 def _(q, k, v, initial_state, causal, chunk_size, cu_seqlens):
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return v.new_empty(v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=accumulator(v))
+    return heads_first(v, v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=accumulator(v))
 
 
 @torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
@@ -299,7 +300,7 @@ def _linear_attention_backward(
         for rows in segments[:-1]:
             keys, values = (x[:, rows].transpose(1, 2).to(grad_final.dtype) for x in (k, v))
             states.append(keys.mT @ values if states[-1] is None else states[-1] + keys.mT @ values)
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        grad_q, grad_k, grad_v = (heads_first(x, x.shape) for x in (q, k, v))
         grad_state = grad_final
         for rows, state in zip(reversed(segments), reversed(states), strict=True):
             grad_q[:, rows], grad_k[:, rows], grad_v[:, rows], grad_state = _backward(
@@ -310,7 +311,7 @@ def _linear_attention_backward(
 
 @_linear_attention_backward.register_fake
 def _(grad_o, grad_final, q, k, v, initial_state, causal, chunk_size, cu_seqlens):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_final.new_empty(grad_final.shape)
+    return *(heads_first(x, x.shape) for x in (q, k, v)), grad_final.new_empty(grad_final.shape)
 
 
 def _save(ctx, inputs, output):

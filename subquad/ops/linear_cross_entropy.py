@@ -116,6 +116,8 @@ def _save(ctx, inputs, output):
     _, *gradients = output
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(*gradients)
+    # The gradients have none of their own: zeros in their place would be as large as the weights.
+    ctx.set_materialize_grads(False)
 
 
 @once_differentiable  # The gradients are numbers here: they know nothing of what they depend on.
