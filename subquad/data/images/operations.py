@@ -170,14 +170,13 @@ def affine(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     )
     x, y = (matrices @ centres.double().flatten(1)).unbind(1)  # (batch, pixels) each
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    columns, column_weights = _cubic_taps(x - 0.5, width)
-    rows, row_weights = _cubic_taps(y - 0.5, height)
+    rows, columns = _cubic_taps(y - 0.5, height), _cubic_taps(x - 0.5, width)
     pixels = images.flatten(2).float()
     result = torch.zeros_like(pixels)
-    for row, row_weight in zip(rows, row_weights, strict=True):
-        line = torch.zeros_like(pixels)
-        for column, column_weight in zip(columns, column_weights, strict=True):
-            source = (row * width + column)[:, None].expand_as(pixels)
+    for row, row_weight in rows:
+        line, start = torch.zeros_like(pixels), row * width
+        for column, column_weight in columns:
+            source = (start + column)[:, None].expand_as(pixels)
             line.addcmul_(pixels.gather(2, source), column_weight[:, None])
         result.addcmul_(line, row_weight[:, None])
     # Pillow cuts fractions off; what should be whole may lie a little below.
@@ -185,11 +184,14 @@ def affine(images: Tensor, matrices: Tensor, fill: Tensor) -> Tensor:
     return torch.where(inside[:, None], moved, fill[:, None]).view_as(images)
 
 
-def _cubic_taps(places: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The four pixels around each place, and their weights by Keys' cubic convolution with a = −1, as in Pillow."""
+def _cubic_taps(places: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The four pixels around each place, and their weights by Keys' cubic convolution with a = −1, as in Pillow.
+
+    Movements along one side leave the places along the other one whole, where one pixel has all the weight.
+    """
     first = places.floor()
     t = (places - first).float()
-    indices = [(first.long() + offset).clamp(0, size - 1) for offset in (-1, 0, 1, 2)]
     u = 1 - t
     weights = [-t * u * u, 1 + t * t * (t - 2), 1 + u * u * (u - 2), -u * t * t]
-    return indices, weights
+    taps = enumerate(weights, start=-1)
+    return [((first.long() + offset).clamp(0, size - 1), weight) for offset, weight in taps if weight.any()]
