@@ -114,7 +114,7 @@ PROBLEMS = {
     "text-4096": Problem("lra-text", {**TEXT, "training.steps": 350, "training.eval_steps": 350}),
     "mnist": Problem(
         "image-tiny",
-        {"training.steps": 600, "training.eval_steps": 200},
+        {"training.steps": 1500, "training.eval_steps": 500},
         families=("tnn", "fd-tnn", "hgrn", "transnormer-t2", "primal", "transformer"),
         substitutes={},
     ),
