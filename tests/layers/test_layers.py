@@ -47,6 +47,15 @@ def test_norms(name):
     assert_close(norm(x), NORMS[name](norm, x))
 
 
+def test_gradient_of_the_simple_rms_norm():
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    norm = build_norm("simple_rmsnorm", 5)
+    assert torch.autograd.gradcheck(norm, x)
+    zero = torch.zeros(1, 5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(norm(zero).sum(), zero)
+    assert_close(gradient, torch.full_like(zero, 1e8))
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_in_half_precision(name):
     norm = build_norm(name, 64)
