@@ -196,9 +196,12 @@ class _Run:
 
         metrics = figures(self.folder) | run
         if task.reports_last:
-            last, name = last_complete(self.folder / "checkpoints"), task.selected_by
-            is_best = last is None or step_of(last) == state.best_global_step
-            metrics[f"last_{name}"] = metrics[name] if is_best else figures(last, ", last weights")[name]
+            last = last_complete(self.folder / "checkpoints")
+            if last is None or step_of(last) == state.best_global_step:
+                of_last = metrics
+            else:
+                of_last = figures(last, ", last weights")
+            metrics[f"last_{task.selected_by}"] = of_last[task.selected_by]
         if trainer.ema:
             average = figures(self.folder / EMA_FOLDER, ", moving average")
             metrics |= {"weights": "raw", EMA_FOLDER: average}
