@@ -56,14 +56,14 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+                raise ValueError(f"augmentation.{name} is a probability, got {getattr(self, name)}")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise ValueError(f"augmentation.{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            raise ValueError(f"augmentation.label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+            raise ValueError(f"augmentation.repeats must be at least 1, got {self.repeats}")
 
     @property
     def mixes(self) -> bool:

@@ -394,7 +394,7 @@ def test_errors_of_images():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flip": 1.5}, "flip is a probability, got 1.5"),
+        ({"flip": 1.5}, "augmentation.flip is a probability, got 1.5"),
         ({"erasing": -0.1}, "erasing is a probability, got -0.1"),
         ({"mixup": -1.0}, "mixup must not be negative, got -1"),
         ({"cutmix": -1.0}, "cutmix must not be negative"),
