@@ -121,7 +121,7 @@ def evaluate(
     device: Device = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
 ) -> None:
-    """Evaluate on a text, where every token is scored, of a masked model every masked one; or classify every example."""
+    """Evaluate on a text, where every token is scored, of a masked model every masked one, or classify examples."""
     from subquad.evaluation import Run, evaluate_run
 
     split = split or Run(run).evaluated_split

@@ -19,6 +19,7 @@ import torch
 
 from subquad.evaluation.extrapolation import max_positions
 from subquad.evaluation.runs import Run
+from subquad.layers.patches import as_pair
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 DECODE_STEPS = 24
@@ -83,12 +84,13 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
     On a CPU the memory is that of the process: call it in a fresh one, as `measure_run` does.
 
     Args:
-        model: A language model of transformers, or a sequence classifier of ours.
-        batch_size: Sequences, or pairs of them, in a step.
-        length: Tokens in a sequence.
+        model: A language model of transformers, or a classifier of ours.
+        batch_size: Sequences, pairs of them or images in a step.
+        length: Tokens in a sequence; of an image or a grid it is as many as the model takes.
         steps: Steps that are timed, after one that is not.
     """
     device = model.device
+    length = _only_length(model) or length
     inputs = _random_inputs(model, batch_size, length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     memory_before = _resident_bytes("VmRSS")
@@ -115,14 +117,24 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
 def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     """The arguments of a training step, with labels."""
     config, device = model.config, model.device
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    name = type(model).__name__
+    if not name.endswith("Classification"):
         tokens = torch.randint(config.vocab_size, (batch_size, length), device=device)
         return {"input_ids": tokens, "labels": tokens}
     labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+    if name.endswith("ForImageClassification"):
+        size = as_pair(config.image_size)
+        return {"pixel_values": torch.rand(batch_size, config.num_channels, *size, device=device), "labels": labels}
     if config.input_features is not None:
         return {"input_values": torch.rand(batch_size, length, config.input_features, device=device), "labels": labels}
     shape = (batch_size, 2, length) if config.classifier == "pair" else (batch_size, length)
     return {"input_ids": torch.randint(config.vocab_size, shape, device=device), "labels": labels}
+
+
+def _only_length(model: Any) -> int | None:
+    """How many patches an image has, or positions a grid; None for a model that takes sequences of any length."""
+    grids = (getattr(module, "grid", None) for module in model.modules())
+    return next((rows * columns for rows, columns in filter(None, grids)), None)
 
 
 @torch.inference_mode()

@@ -2,7 +2,12 @@ import pytest
 import torch
 from run_folders import write_run, write_text
 
-from subquad import SubquadConfig, SubquadForCausalLM
+from subquad import (
+    SubquadConfig,
+    SubquadForCausalLM,
+    SubquadForImageClassification,
+    SubquadForSequenceClassification,
+)
 from subquad.data import DataError
 from subquad.evaluation import generation_speed, measure_run, training_speed
 
@@ -33,6 +38,28 @@ def test_training_speed_trains():
     assert (speed.batch_size, speed.length) == (2, 8)
     assert speed.tokens_per_second > 0
     assert not torch.equal(model.lm_head.weight, before)
+
+
+def test_training_speed_of_images_is_that_of_patches():
+    config = SubquadConfig(
+        image_size=[8, 12],
+        patch_embedding={"type": "linear", "patch_size": 4},
+        mixers=[{"type": "softmax", "num_heads": 2}],
+        hidden_size=8,
+        num_hidden_layers=1,
+        causal=False,
+        num_labels=3,
+    )
+    speed = training_speed(SubquadForImageClassification(config), batch_size=2, length=100, steps=1)
+    assert (speed.batch_size, speed.length) == (2, 6)
+
+
+def test_training_speed_of_grids_is_that_of_their_positions():
+    mixer = {"type": "tno_2d", "height": 3, "width": 5}
+    config = SubquadConfig(
+        input_features=1, mixers=[mixer], hidden_size=8, num_hidden_layers=1, causal=False, num_labels=3
+    )
+    assert training_speed(SubquadForSequenceClassification(config), batch_size=2, length=100, steps=1).length == 15
 
 
 def test_a_run_is_measured_in_its_own_process(tmp_path):

@@ -123,10 +123,18 @@ class ImageClassification(Task):
         return torch.tensor(len(batch["labels"]))
 
     def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Number of images, or in the layout "pixels" of pixels."""
-        return torch.tensor(
-            batch["input_values"].shape[:2].numel() if "input_values" in batch else len(batch["labels"])
-        )
+        """Number of patches or pixels."""
+        return len(batch["labels"]) * torch.tensor(self.tokens_per_image)
+
+    @cached_property
+    def tokens_per_image(self) -> int:
+        """Patches or pixels of an image."""
+        if self.section.layout == "pixels":
+            return self.section.image_size**2
+        with torch.device("meta"):
+            model: Any = self.build_model()
+        rows, columns = model.model.embed_inputs.grid
+        return rows * columns
 
     def score(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
         """Negative log-likelihood in nats, right classes among five answers, right answers, and images."""
