@@ -34,6 +34,14 @@ SHRUNK = (
     "model.num_hidden_layers=2",
     *SHRUNK_TRAINING,
 )
+# Of published models that are no configuration of ours.
+SHRUNK_PUBLISHED = (
+    *(f"model.options.decoder_{size}_dim=96" for size in ("embed", "input", "output")),
+    "model.options.decoder_layers=2",
+    "model.options.glu_dim=96",
+    *(f"model.options.adaptive_{side}_cutoff=20,100" for side in ("input", "softmax")),
+    *SHRUNK_TRAINING,
+)
 SHRUNK_TEXT = ("data.tokenizer=bytes", "data.block_size=64")
 KINDS_OF_INPUT = ("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder")
 IMAGES = (
@@ -94,6 +102,13 @@ def main(names: list[str]) -> None:
             output = Path(folder) / name
             if recipe.task == "glue":
                 run = train(name, data=glue, output=output, overrides=SHRUNK_TRAINING, init=masked)
+            elif "family" in recipe.model:
+                wanted = [
+                    override
+                    for override in SHRUNK_PUBLISHED
+                    if "adaptive" not in override or "adaptive_input" in recipe.model["options"]
+                ]
+                run = train(name, data=text, output=output, overrides=(*wanted, *SHRUNK_TEXT))
             else:
                 mixers = recipe.model["mixers"]
                 ends = f"model.mixers={json.dumps([mixers[0], mixers[-1]])}"

@@ -32,6 +32,11 @@ class AdaptiveInput(nn.Module):
         )
         self.projections = nn.ModuleList(nn.Linear(w, dim, bias=False) for w in widths)
 
+    def reset_parameters(self) -> None:
+        """The published initial values of the maps."""
+        for linear in self.projections:
+            nn.init.xavier_uniform_(linear.get_parameter("weight"))
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (..., dim) of `tokens` (...)."""
         out = torch.empty(*tokens.shape, self.dim, device=tokens.device, dtype=next(self.parameters()).dtype)
@@ -51,6 +56,18 @@ class Transposed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., out_features) to (..., in_features)."""
         return x @ self.linear.weight
+
+
+class EmbeddingWords(nn.Module):
+    """Scores of words by their embeddings: x ↦ Ex."""
+
+    def __init__(self, embedding: Any):
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., width) to (..., num_words)."""
+        return x @ self.embedding.weight.mT
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -81,11 +98,11 @@ class AdaptiveSoftmax(nn.Module):
         if tied is not None:
             widths = tied.widths
         sizes = [end - start for start, end in zip([0, *edges], edges, strict=False)]
-        words = [nn.Linear(width, size, bias=False) for width, size in zip(widths, sizes, strict=True)]
         maps: list[Any] = [nn.Linear(dim, width, bias=False) for width in widths]
-        if tied is not None:
-            for linear, embedding in zip(words, tied.embeddings, strict=True):
-                linear.register_parameter("weight", embedding.get_parameter("weight"))
+        if tied is None:
+            words: list[Any] = [nn.Linear(width, size, bias=False) for width, size in zip(widths, sizes, strict=True)]
+        else:
+            words = [EmbeddingWords(embedding) for embedding in tied.embeddings]
             if tie_maps:
                 maps[1:] = [Transposed(linear) for linear in tied.projections[1:]]
         self.head_proj = maps[0] if widths[0] != dim else None
@@ -94,12 +111,19 @@ class AdaptiveSoftmax(nn.Module):
         self.tail_proj = nn.ModuleList(maps[1:])
         self.tail_words = nn.ModuleList(words[1:])
         self.dropout = nn.Dropout(dropout)
+        self.num_frequent = sizes[0]
+
+    def reset_parameters(self) -> None:
+        """The published initial values of all maps that are its own."""
+        for module in [self.head_classes, self.head_proj, self.head_words, *self.tail_proj, *self.tail_words]:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities (..., vocab_size) of `x` (..., dim)."""
         words = x if self.head_proj is None else self.head_proj(x)
         head = torch.cat([self.head_words(words), self.head_classes(x)], dim=-1).log_softmax(-1)
-        count = self.head_words.out_features
+        count = self.num_frequent
         bands = [head[..., :count]]
         for i, (project, tail) in enumerate(zip(self.tail_proj, self.tail_words, strict=True)):
             bands.append(tail(self.dropout(project(x))).log_softmax(-1) + head[..., count + i, None])

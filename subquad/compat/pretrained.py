@@ -74,6 +74,26 @@ class ReferenceConfig(PreTrainedConfig):
         for name, value in facts.items():
             setattr(self, name, value)
 
+    @classmethod
+    def from_options(cls, model: Mapping[str, Any], sizes: Mapping[str, Any]) -> "ReferenceConfig":
+        """Build from what a recipe says.
+
+        Args:
+            model: `family` and `options`.
+            sizes: Published options that follow from the data.
+
+        Raises:
+            ValueError: If another entry is there, or an option that follows from the data.
+        """
+        for key in model:
+            if key not in ("family", "options"):
+                raise ValueError(unknown_name("entry of a published model", key, ("family", "options")))
+        options = model.get("options") or {}
+        for key in sizes:
+            if key in options:
+                raise ValueError(f"model.options.{key} is not set in a recipe: it follows from the data")
+        return cls(family=model["family"], options={**options, **sizes})
+
     def build(self) -> Any:
         """The module, with initial values.
 

@@ -21,6 +21,7 @@ from subquad.compat.reference import FAMILIES
 from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits, generate_listops, open_lra
 from subquad.evaluation import Run, evaluate_run
+from subquad.training.train import train
 
 CAUSAL = {
     "tnn-fairseq_lm-v1-decay": "a mixer with a shortcut of its own",
@@ -427,3 +428,66 @@ class TestEvaluation:
             x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
             right += int(tensor_of(published(x.permute(2, 0, 1)[None])).argmax() == label)
         assert (figures["examples"], figures["correct"]) == (classes, right)
+
+
+SHRUNK = (
+    *(f"model.options.decoder_{size}_dim=32" for size in ("embed", "input", "output")),
+    "model.options.decoder_layers=2",
+    "model.options.glu_dim=32",
+    *("data.tokenizer=bytes", "data.block_size=16"),
+    *("training.steps=3", "training.batch_size=4", "training.device_batch_size=4", "training.eval_steps=3"),
+)
+BANDS = tuple(f"model.options.adaptive_{side}_cutoff=50,100" for side in ("input", "softmax"))
+
+
+class TestTraining:
+    """Recipes of models that no configuration of ours describes."""
+
+    @pytest.mark.parametrize(
+        ("recipe", "more"), [("tnn-alm-wikitext103-gluv2-gtuv3", ()), ("tnn-alm-wikitext103-words", BANDS)]
+    )
+    def test_a_run_from_nothing(self, tmp_path, recipe, more):
+        (tmp_path / "text.txt").write_text("Every part of the way must run.\n" * 60)
+        overrides = (*SHRUNK, *more)
+        run = Run(train(recipe, data=tmp_path / "text.txt", output=tmp_path / "run", overrides=overrides))
+        assert run.config["architectures"] == ["ReferenceForCausalLM"]
+        assert run.recipe["model"]["family"] == "tnn.fairseq_lm"
+        result = evaluate_run(run.folder, progress=False)
+        assert result.loss == pytest.approx(run.metrics["loss"], rel=1e-6)
+        result = call("generate", run.folder, "--prompt", "Every", "--max-new-tokens", 3, "--seed", 1)
+        assert result.exit_code == 0, result.output
+        train(None, resume=run.folder, overrides=["training.steps=4"])
+        assert Run(run.folder).metrics["steps"] == 4
+
+    def test_initial_values_of_an_adaptive_vocabulary(self):
+        config = ReferenceConfig.from_options(self.adaptive(), {"vocab_size": 2000, "padding_idx": 1})
+        torch.manual_seed(0)
+        model = ReferenceForCausalLM(config).reference
+        vocabulary, head = model.model.embed_tokens, model.lm_head
+        for embedding, width in zip(vocabulary.embeddings, (64, 32, 16), strict=True):
+            assert embedding.weight.std().item() == pytest.approx(width**-0.5, rel=0.05)
+        assert not vocabulary.embeddings[0].weight[1].any()
+        # Xavier: uniform up to √(6 / (in + out)).
+        for linear, inputs, outputs in ((vocabulary.projections[1], 32, 64), (head.head_classes, 64, 2)):
+            assert linear.weight.abs().max().item() == pytest.approx(math.sqrt(6 / (inputs + outputs)), rel=0.1)
+
+    def adaptive(self):
+        common = {"model": "tnn_v2_lm", "decoder_embed_dim": 64, "decoder_layers": 1, "decoder_attention_heads": 1}
+        bands = {f"adaptive_{side}_cutoff": "1000,1500" for side in ("input", "softmax")}
+        factors = {f"adaptive_{side}_factor": 2 for side in ("input", "softmax")}
+        ties = {"adaptive_input": True, "tie_adaptive_weights": True, "tie_adaptive_proj": True}
+        options = {**common, **bands, **factors, **ties, "decoder_normalize_before": True}
+        return {"family": "tnn.fairseq_lm", "options": options}
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("model.options.vocab_size=9", r"model.options.vocab_size is not set in a recipe"),
+            ("model.hidden_size=9", "unknown entry of a published model 'hidden_size'"),
+            ("model.family=tnn.fairseq_ml", "Did you mean 'tnn.fairseq_lm'"),
+            ("model.options.decoder_layers=many", "these options make no tnn.fairseq_lm"),
+        ],
+    )
+    def test_mistakes_are_found_before_the_data(self, tmp_path, override, message):
+        with pytest.raises(ValueError, match=message):
+            train("tnn-alm-wikitext103-gluv2", data=tmp_path, output=tmp_path / "run", overrides=[override])

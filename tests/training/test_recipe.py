@@ -5,9 +5,8 @@ import pytest
 import torch
 import yaml
 from training_runs import write_recipe
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from subquad import SubquadForCausalLM, SubquadForMaskedLM
 from subquad.data import Vocabulary
 from subquad.mixers import MIXERS
 from subquad.training.recipe import (
@@ -35,6 +34,13 @@ SIZES = {
     "tnn-alm-wikitext103-l12": (64_814_336, 12 * 1536),
     "tnn-alm-wikitext103-rpe1": (48_531_776, FROZEN_DECAYS),
     "tnn-alm-wikitext103-e768": (70_448_320, 6 * 2304),
+    "tnn-alm-wikitext103-gluv2": (48_675_584, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-gluv2-gtuv3": (48_670_208, FROZEN_DECAYS),
+    "tnn-alm-wikitext103-gluv2-gtuv3-l6": (45_393_920, 6 * 1536),
+    "tnn-alm-wikitext103-words": (250_529_792, 16 * 3072),
+    "tnn-alm-wikitext103-words-rpe128": (253_542_400, 16 * 3072),
+    "tnn-alm-wikitext103-words-rpe128-d768": (152_217_088, 16 * 2304),
+    "tnn-alm-wikitext103-words-rpe128-d512": (76_229_632, 16 * 1536),
     "tnn-rpe3-alm-wikitext103": (48_590_016, FROZEN_DECAYS),
     "fd-tnn-alm-wikitext103": (48_666_624, 0),
     "fd-tnn-rpe3-alm-wikitext103": (48_579_264, 0),
@@ -66,7 +72,8 @@ def built(name: str) -> PreTrainedModel:
     size = {"gpt2-bpe": 50_265 if masked else 50_264, "word": 267_744, "bytes": 260}[recipe.data.tokenizer]
     vocabulary = Vocabulary(unit="", size=size, hash="", eos_id=2, pad_id=1)
     with torch.device("meta"):
-        return (SubquadForMaskedLM if masked else SubquadForCausalLM)(model_config(recipe, vocabulary))
+        auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        return auto.from_config(model_config(recipe, vocabulary))
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from subquad.data import Blocks
-from subquad.models import SubquadForCausalLM
 from subquad.training.recipe import Recipe
 from subquad.training.tasks.base import register_task
 from subquad.training.tasks.text import LanguageModel
@@ -17,7 +16,7 @@ from subquad.training.tasks.text import LanguageModel
 class CausalLM(LanguageModel):
     """Predict the next token, in blocks of one stream of text."""
 
-    model_class = SubquadForCausalLM
+    auto_class = AutoModelForCausalLM
     labels = "shift_labels"
 
     @classmethod

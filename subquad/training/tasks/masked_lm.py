@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from subquad.data import DataError, MaskedBlocks, Tokenizer, build_masking
 from subquad.data.blocks import IGNORED
-from subquad.models import SubquadConfig, SubquadForMaskedLM
 from subquad.training.recipe import Recipe
 from subquad.training.tasks.base import register_task
 from subquad.training.tasks.text import LanguageModel, model_config
@@ -24,7 +23,7 @@ class MaskedLM(LanguageModel):
     Masks of the training data change with every epoch; those of the other splits never do.
     """
 
-    model_class = SubquadForMaskedLM
+    auto_class = AutoModelForMaskedLM
     labels = "labels"
 
     @classmethod
@@ -39,7 +38,7 @@ class MaskedLM(LanguageModel):
         self.tokenizer.add_mask()
 
     @cached_property
-    def config(self) -> SubquadConfig:
+    def config(self) -> PreTrainedConfig:
         """The configuration of the model: its vocabulary is that of the text and the mask."""
         vocabulary = replace(self.tokenizer.vocabulary, size=self.tokenizer.num_ids)
         return model_config(self.recipe, vocabulary, bos_token_id=self.tokenizer.cls_id)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from subquad.data import Corpus, DataError, Tokenizer, Vocabulary, build_tokenizer, collate, prepare
 from subquad.data.blocks import IGNORED
@@ -20,8 +20,10 @@ from subquad.training.tasks.base import Task
 FIGURES = ("loss", "perplexity", "bits_per_byte", "word_perplexity", "tokens", "words", "bytes", "vocabulary")
 
 
-def model_config(recipe: Recipe, vocabulary: Vocabulary, *, bos_token_id: int | None = None) -> SubquadConfig:
+def model_config(recipe: Recipe, vocabulary: Vocabulary, *, bos_token_id: int | None = None) -> PreTrainedConfig:
     """The configuration of a recipe's model; vocabulary and special tokens are those of the tokenizer.
+
+    A model with a `family` is a published one that no `SubquadConfig` describes.
 
     Args:
         recipe: The recipe.
@@ -31,6 +33,12 @@ def model_config(recipe: Recipe, vocabulary: Vocabulary, *, bos_token_id: int | 
     Raises:
         ValueError: An option is unknown (the message names the nearest valid one), impossible, or not to be set here.
     """
+    if "family" in recipe.model:
+        # What reads published checkpoints stands above the models, and no other recipe needs it.
+        from subquad.compat.pretrained import ReferenceConfig
+
+        sizes = {"vocab_size": vocabulary.size, "padding_idx": vocabulary.pad_id}
+        return ReferenceConfig.from_options(recipe.model, sizes)
     from_tokenizer = {
         "vocab_size": vocabulary.size,
         "pad_token_id": vocabulary.pad_id,
@@ -47,7 +55,7 @@ class LanguageModel(Task):
     """Base of tasks that predict tokens of one stream of text, in blocks."""
 
     score_names = ("nll", "targets")
-    model_class: ClassVar[type[PreTrainedModel]]
+    auto_class: ClassVar[Any]
     labels: ClassVar[str]
     """Where the targets of a batch are; -100 is none."""
     tokenizer: Tokenizer
@@ -61,12 +69,12 @@ class LanguageModel(Task):
     @classmethod
     def check(cls, recipe: Recipe) -> None:
         """Build the model without memory, with any vocabulary."""
-        config = model_config(recipe, Vocabulary(unit="", size=8, hash="", eos_id=2, pad_id=1))
+        config = model_config(recipe, Vocabulary(unit="", size=1 << 20, hash="", eos_id=2, pad_id=1))
         with torch.device("meta"):
-            cls.model_class(config)
+            cls.auto_class.from_config(config)
 
     @cached_property
-    def config(self) -> SubquadConfig:
+    def config(self) -> PreTrainedConfig:
         """The configuration of the model."""
         return model_config(self.recipe, self.tokenizer.vocabulary)
 
@@ -113,7 +121,7 @@ class LanguageModel(Task):
 
     def build_model(self) -> PreTrainedModel:
         """The model with its initial values."""
-        return self.model_class(self.config)
+        return self.auto_class.from_config(self.config)
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of tokens that are predicted."""
