@@ -102,7 +102,7 @@ def score_images(model: Any, batch: Any, *, confusion: bool = False) -> Tensor:
         counts = torch.bincount(labels * classes + answers, minlength=classes**2)
     else:
         counts = torch.stack([(answers == labels).sum(), torch.full_like(top5, len(labels))])
-    return torch.cat([torch.stack([nll.double(), top5.double()]), counts.double()]).cpu()
+    return torch.cat([part.cpu().double() for part in (nll.view(1), top5.view(1), counts)])
 
 
 def evaluate_images(
@@ -206,9 +206,15 @@ def evaluate_image_run(
 def _as_in_training(opened: ImageData, run: Run) -> ImageData:
     """The images with the mean and standard deviation that the inputs of the run were normalised with."""
     record = run.info.get("data")
-    record = record if isinstance(record, dict) else {}
-    mean, std = record.get("mean", opened.mean), record.get("std", opened.std)
-    return dataclasses.replace(opened, mean=tuple(mean), std=tuple(std))
+    known = {name: record[name] for name in ("mean", "std") if name in record} if isinstance(record, dict) else {}
+    for name, values in known.items():
+        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+            raise DataError(f"{run.folder / 'run.json'}: data.{name} must be a list of numbers, got {values!r}")
+        if len(values) != opened.num_channels:
+            raise DataError(
+                f"{opened.name}: images of {opened.num_channels} channels, those of {run.folder} have {len(values)}"
+            )
+    return dataclasses.replace(opened, **{name: tuple(values) for name, values in known.items()})
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -176,6 +177,19 @@ def test_other_classes_are_no_data_of_the_run(changed_run, shapes, tmp_path):
         evaluate_run(changed_run, length=16)
     with pytest.raises(ValueError, match="one folder"):
         evaluate_run(changed_run, [str(shapes)])
+
+
+def test_other_images_are_normalised_as_those_of_the_training(changed_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(changed_run, run)
+    before = evaluate_run(run, progress=False)
+    info = json.loads((run / "run.json").read_text())
+    for mean, message in (([0.5], "images of 3 channels, those of .* have 1"), ("grey", "must be a list of numbers")):
+        (run / "run.json").write_text(json.dumps(info | {"data": info["data"] | {"mean": mean}}))
+        with pytest.raises(DataError, match=message):
+            evaluate_run(run, progress=False)
+    (run / "run.json").write_text(json.dumps(info | {"data": info["data"] | {"std": [9.0, 9.0, 9.0]}}))
+    assert evaluate_run(run, progress=False).loss != before.loss
 
 
 @pytest.mark.parametrize(
