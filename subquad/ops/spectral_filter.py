@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
-from subquad.ops.fourier import channels_first, from_spectrum, spectrum
+from subquad.ops.fourier import channel_blocks, channels_first, from_spectrum, spectrum
 from subquad.ops.precision import accumulator
 
 
@@ -78,8 +78,12 @@ def _response(real: Tensor, imaginary: Tensor, dtype: torch.dtype) -> Tensor:
 @torch.library.custom_op("subquad::spectral_filter", mutates_args=())
 def _spectral_filter(x: Tensor, real: Tensor, imaginary: Tensor) -> Tensor:
     dtype, size = accumulator(x), 2 * (real.shape[0] - 1)
-    product = spectrum(x, size, dtype).mul_(_response(real, imaginary, dtype))
-    return from_spectrum(product, size, slice(x.shape[1]), x.dtype)
+    y = channels_first(x, x.shape[1])
+    for block in channel_blocks(x, size):
+        response = _response(real[:, block], imaginary[:, block], dtype)
+        product = spectrum(x[..., block], size, dtype).mul_(response)
+        y[..., block] = from_spectrum(product, size)[:, : x.shape[1]]
+    return y
 
 
 @_spectral_filter.register_fake
@@ -92,18 +96,20 @@ def _spectral_filter_backward(
     gradient: Tensor, x: Tensor, real: Tensor, imaginary: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, size = accumulator(x), 2 * (real.shape[0] - 1)
-    incoming = spectrum(gradient, size, dtype)
-    # The spectrum of x is computed again rather than kept: it is four times the size of x.
-    products = spectrum(x, size, dtype).conj_physical_().mul_(incoming)
-    by_response = torch.view_as_real(products.squeeze(1) if x.shape[0] == 1 else products.sum(1))
-    weights = by_response.new_full(real.shape[:1], 2 / size)
+    grad_x = channels_first(x, x.shape[1])
+    grad_real, grad_imaginary = (part.T.new_empty(part.T.shape).T for part in (real, imaginary))
+    weights = torch.full((real.shape[0], 1), 2 / size, dtype=dtype, device=x.device)
     weights[[0, -1]] /= 2
-    incoming.mul_(_response(real, imaginary, dtype).conj_physical_())
-    return (
-        from_spectrum(incoming, size, slice(x.shape[1]), x.dtype),
-        (by_response[..., 0] * weights).to(real.dtype).T,
-        (by_response[..., 1] * weights).to(imaginary.dtype).T,
-    )
+    for block in channel_blocks(x, size):
+        incoming = spectrum(gradient[..., block], size, dtype)
+        # The spectrum of x is computed again rather than kept: it is four times the size of x.
+        products = spectrum(x[..., block], size, dtype).conj_physical_().mul_(incoming)
+        by_response = (products.squeeze(1) if x.shape[0] == 1 else products.sum(1)).T
+        grad_real[:, block] = by_response.real * weights
+        grad_imaginary[:, block] = by_response.imag * weights
+        incoming.mul_(_response(real[:, block], imaginary[:, block], dtype).conj_physical_())
+        grad_x[..., block] = from_spectrum(incoming, size)[:, : x.shape[1]]
+    return grad_x, grad_real, grad_imaginary
 
 
 @_spectral_filter_backward.register_fake

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import choose, refuse_second_order
-from subquad.ops.fourier import channels_first, from_spectrum, spectrum
+from subquad.ops.fourier import channel_blocks, channels_first, from_spectrum, spectrum
 from subquad.ops.precision import accumulator
 
 FEW_OUTPUTS = 4
@@ -118,12 +118,15 @@ def _layout(length: int, lags: int, center: int, num_outputs: int) -> tuple[int,
 
 @torch.library.custom_op("subquad::toeplitz", mutates_args=())
 def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
+    y = channels_first(x, num_outputs)
     if num_outputs <= FEW_OUTPUTS:
-        return channels_first(x, num_outputs).copy_(_dot_products(x, kernel, center, num_outputs))
+        return y.copy_(_dot_products(x, kernel, center, num_outputs))
     dtype = accumulator(x)
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
-    product = spectrum(x, size, dtype).mul_(spectrum(kernel.unsqueeze(0), size, dtype))
-    return from_spectrum(product, size, slice(first, first + num_outputs), x.dtype)
+    for block in channel_blocks(x, size):
+        product = spectrum(x[..., block], size, dtype).mul_(spectrum(kernel[None, :, block], size, dtype))
+        y[..., block] = from_spectrum(product, size)[:, first : first + num_outputs]
+    return y
 
 
 @_toeplitz.register_fake
@@ -135,14 +138,15 @@ def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
 def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
     dtype, num_outputs = accumulator(x), gradient.shape[1]
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
-    incoming = spectrum(gradient, size, dtype, first)
-    # Spectra are computed again rather than kept: they are twice the size of x.
-    by_kernel = spectrum(x, size, dtype).conj_physical_().mul_(incoming).sum(1, keepdim=True)
-    by_x = incoming.mul_(spectrum(kernel.unsqueeze(0), size, dtype).conj_physical_())
-    return (
-        from_spectrum(by_x, size, slice(x.shape[1]), x.dtype),
-        from_spectrum(by_kernel, size, slice(kernel.shape[0]), kernel.dtype).squeeze(0),
-    )
+    grad_x, grad_kernel = channels_first(x, x.shape[1]), channels_first(kernel.unsqueeze(0), kernel.shape[0])
+    for block in channel_blocks(x, size):
+        incoming = spectrum(gradient[..., block], size, dtype, first)
+        # Spectra are computed again rather than kept: they are twice the size of x.
+        by_kernel = spectrum(x[..., block], size, dtype).conj_physical_().mul_(incoming).sum(1, keepdim=True)
+        by_x = incoming.mul_(spectrum(kernel[None, :, block], size, dtype).conj_physical_())
+        grad_x[..., block] = from_spectrum(by_x, size)[:, : x.shape[1]]
+        grad_kernel[..., block] = from_spectrum(by_kernel, size)[:, : kernel.shape[0]]
+    return grad_x, grad_kernel.squeeze(0)
 
 
 @_toeplitz_backward.register_fake

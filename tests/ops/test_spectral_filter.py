@@ -47,6 +47,18 @@ def test_any_layout_is_taken_and_channels_come_first_in_the_result():
         assert_close(y, expected)
 
 
+def test_channels_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr("subquad.ops.fourier.BLOCK_NUMBERS", 2 * 3 * 16)  # two channels at a time
+    tensors = make(3, 7, 5, 9)
+    weight = torch.randn(3, 7, 5, dtype=torch.float64)
+    ours, expected = (
+        (y, *torch.autograd.grad(y, tensors, weight))
+        for y in (spectral_filter(*tensors, backend=backend) for backend in ("torch", "reference"))
+    )
+    for a, b in zip(ours, expected, strict=True):
+        assert_close(a, b)
+
+
 def test_half_precision_is_accumulated_in_float32():
     x, real, imaginary = make(2, 700, 4, 1025, torch.float32)
     x = x.detach().bfloat16().requires_grad_()

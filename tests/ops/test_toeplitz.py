@@ -72,6 +72,18 @@ def test_any_layout_is_taken_and_channels_come_first_in_the_result(num_outputs):
         assert_close(y, expected)
 
 
+def test_channels_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr("subquad.ops.fourier.BLOCK_NUMBERS", 2 * 3 * 40)  # two channels at a time
+    x, kernel = make(3, 20, 5, 20)
+    weight = torch.randn(3, 20, 5, dtype=torch.float64)
+    ours, expected = (
+        (y, *torch.autograd.grad(y, (x, kernel), weight))
+        for y in (toeplitz(x, kernel, backend=backend) for backend in ("torch", "reference"))
+    )
+    for a, b in zip(ours, expected, strict=True):
+        assert_close(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_accumulated_in_float32(dtype):
     x, kernel = make(2, 700, 4, 700, torch.float32)
