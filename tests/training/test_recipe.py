@@ -147,7 +147,7 @@ def test_overrides(tmp_path):
         ("training.steps=[", "not YAML"),
         ("training.steps.x=1", "training.steps has no entries"),
         ("training.betas=[0.9]", "two numbers"),
-        ("training.decay=none", "'none'.*Valid: all, matrices"),
+        ("training.decay=none", "'none'.*Valid: all, maps, matrices"),
         ("training.max_seconds=soon", "max_seconds must be a number, got 'soon'"),
         ("training.weight_decay=-1", "must not be negative"),
         ("training.schedule.peek=1", "mean 'peak'"),
