@@ -218,9 +218,9 @@ class Run:
         path = self.folder / "model.safetensors"
         if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
-        if self.config.get("model_type") == "subquad-reference":
-            import subquad.compat  # noqa: F401 - makes published models known to the Auto classes, which others need not
         try:
+            if self.config.get("model_type") == "subquad-reference":
+                import subquad.compat  # noqa: F401 - makes published models known to the Auto classes
             # Sizes that differ are refused below, with names, as all weights that do not fit.
             with quiet_transformers():
                 loaded: Any = self._head[0].from_pretrained(

@@ -1,5 +1,6 @@
 """Published models that no configuration of ours describes: saved, read back, and taken by every command."""
 
+import contextlib
 import json
 import math
 from argparse import Namespace
@@ -7,6 +8,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from support import assert_close
 from torch.nn.functional import cross_entropy
@@ -91,8 +94,8 @@ class TestSaving:
         assert not [name for name in load_file(tmp_path / "model.safetensors") if ".tail_words." in name]
         again = ReferenceForCausalLM.from_pretrained(tmp_path)
         vocabulary, head = again.reference.model.embed_tokens, again.reference.lm_head
-        assert head.head_words.weight is vocabulary.embeddings[0].weight
-        assert head.tail_words[1].weight is vocabulary.embeddings[2].weight
+        assert head.head_words.embedding.weight is vocabulary.embeddings[0].weight
+        assert head.tail_words[1].embedding.weight is vocabulary.embeddings[2].weight
         assert head.tail_proj[0].linear.weight is vocabulary.projections[1].weight
         assert again.num_parameters() == model.num_parameters()
 
@@ -154,6 +157,19 @@ class TestConfigurationsOfOthers:
         self.change(folder, **options)
         with pytest.raises(DataError, match=message):
             Run(folder).load_model("cpu")
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def test_options_of_any_kind(self, load, data):
+        """A model or one clear error comes of them, without memory, and every other error fails the test."""
+        family, config, *_ = load(data.draw(st.sampled_from([*CAUSAL, *MASKED, *ARENA, *SERIES, *IMAGES])))
+        values = [None, True, -1, 0, 1 << 40, 0.5, math.inf, "", "gelu", [3], {"a": 1}, [[]]]
+        changed = {
+            key: data.draw(st.sampled_from(values))
+            for key in data.draw(st.lists(st.sampled_from(sorted(config)), max_size=3))
+        }
+        with contextlib.suppress(ValueError):
+            ReferenceConfig(family=family, options={**config, **changed})
 
     @pytest.mark.parametrize("classes", [10**9, math.inf])
     def test_a_table_of_classes(self, classes):
