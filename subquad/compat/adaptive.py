@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subquad.compat.reference import drop_second_name
@@ -111,6 +112,7 @@ class AdaptiveSoftmax(nn.Module):
         self.tail_proj = nn.ModuleList(maps[1:])
         self.tail_words = nn.ModuleList(words[1:])
         self.dropout = nn.Dropout(dropout)
+        self.edges = edges
         self.num_frequent = sizes[0]
 
     def reset_parameters(self) -> None:
@@ -119,15 +121,38 @@ class AdaptiveSoftmax(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
 
+    def head_logits(self, x: Tensor) -> Tensor:
+        """Scores of the first band's words and of the tail classes, (..., num_frequent + num_tails)."""
+        words = x if self.head_proj is None else self.head_proj(x)
+        return torch.cat([self.head_words(words), self.head_classes(x)], dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities (..., vocab_size) of `x` (..., dim)."""
-        words = x if self.head_proj is None else self.head_proj(x)
-        head = torch.cat([self.head_words(words), self.head_classes(x)], dim=-1).log_softmax(-1)
-        count = self.num_frequent
-        bands = [head[..., :count]]
-        for i, (project, tail) in enumerate(zip(self.tail_proj, self.tail_words, strict=True)):
-            bands.append(tail(self.dropout(project(x))).log_softmax(-1) + head[..., count + i, None])
+        head = self.head_logits(x).log_softmax(-1)
+        bands = [head[..., : self.num_frequent]]
+        for i, (project, words) in enumerate(zip(self.tail_proj, self.tail_words, strict=True), self.num_frequent):
+            bands.append(words(self.dropout(project(x))).log_softmax(-1) + head[..., i, None])
         return torch.cat(bands, dim=-1)
+
+    def total_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Sum of −log p(target) in nats; the words of a tail are scored where the target is one of them alone.
+
+        Args:
+            x: (num_tokens, dim).
+            targets: (num_tokens,) int64, −100 is not scored.
+        """
+        classes = targets.clone()
+        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        start = self.num_frequent
+        for i, (project, words) in enumerate(zip(self.tail_proj, self.tail_words, strict=True)):
+            end = self.edges[i + 1]
+            rows = ((targets >= start) & (targets < end)).nonzero().squeeze(1)
+            scores = words(self.dropout(project(x[rows]))).to(total.dtype)
+            total = total + F.cross_entropy(scores, targets[rows] - start, reduction="sum")
+            classes[rows] = self.num_frequent + i
+            start = end
+        head = self.head_logits(x).to(total.dtype)
+        return total + F.cross_entropy(head, classes, ignore_index=-100, reduction="sum")
 
 
 def vocabulary_edges(args: dict[str, Any], name: str) -> list[int]:

@@ -1,6 +1,6 @@
 """What the heads minimise: the loss of a task, and what the mixers add to it."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,15 @@ from torch import Tensor, nn
 
 from subquad.models.backbone import BackboneOutput
 from subquad.ops import linear_cross_entropy
+
+
+@runtime_checkable
+class HasLoss(Protocol):
+    """An output layer that computes its loss without all logits."""
+
+    def total_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Sum over `targets` (num_tokens,) other than −100, in nats, of `x` (num_tokens, dim)."""
+        ...
 
 
 def token_loss(
@@ -21,13 +30,16 @@ def token_loss(
 
     Args:
         hidden: (batch, length, dim), the input of the output layer.
-        head: The output layer. Where it is a linear map and nothing else, its logits never exist all at once.
+        head: The output layer. Where it is a linear map and nothing else, its logits never exist all at once; nor where
+            it has a loss of its own, `total_loss(hidden, targets)`.
         targets: (batch, length) int64.
         num_items_in_batch: Number to divide by instead, where a batch is part of a larger one.
         logits: (batch, length, vocab_size), where they are there already; half precision is widened to float32.
     """
     if logits is None and type(head) is nn.Linear:
         total = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten(), head.bias)
+    elif logits is None and isinstance(head, HasLoss):
+        total = head.total_loss(hidden.flatten(0, 1), targets.flatten())
     else:
         logits = head(hidden) if logits is None else logits
         assert logits is not None

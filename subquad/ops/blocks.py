@@ -7,7 +7,6 @@ reshaping, from which compilers derive conditions on the length, to themselves.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,7 +19,7 @@ def cut(x: Tensor, places: Tensor | None, blocks: int, block_size: int) -> Tenso
             2, places.clamp_max(capacity)[:, None, :, None].expand_as(rows), rows
         )[:, :, :-1]
     elif x.shape[1] != capacity:
-        rows = F.pad(rows, (0, 0, 0, capacity - x.shape[1]))
+        rows = torch.cat([rows, rows.new_zeros(*rows.shape[:2], capacity - x.shape[1], x.shape[3])], dim=2)
     return rows.unflatten(2, (blocks, block_size)).flatten(0, 2)
 
 
