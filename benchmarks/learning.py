@@ -118,6 +118,7 @@ PROBLEMS = {
         families=("tnn", "fd-tnn", "hgrn", "transnormer-t2", "primal", "transformer"),
         substitutes={},
     ),
+    "mnist-pixels": Problem("pixels-tiny", {}, families=("tnn", "hgrn", "transnormer-t2"), substitutes={}),
 }
 
 
