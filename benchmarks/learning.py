@@ -93,7 +93,7 @@ TEXT = {
     "data.valid_fraction": 0.1,  # so that the test reviews do not choose the model
     "training.batch_size": 16,
     "training.device_batch_size": 16,
-    "training.schedule": {"type": "cosine", "peak": 0.003, "warmup": 70},
+    "training.schedule": {"type": "cosine", "peak": 0.003, "warmup": 100},
 }
 PROBLEMS = {
     "listops": Problem(
@@ -109,7 +109,7 @@ PROBLEMS = {
         },
     ),
     "text-1024": Problem(
-        "lra-text", {**TEXT, "data.max_length": 1024, "training.steps": 700, "training.eval_steps": 350}
+        "lra-text", {**TEXT, "data.max_length": 1024, "training.steps": 1400, "training.eval_steps": 350}
     ),
     "text-4096": Problem("lra-text", {**TEXT, "training.steps": 350, "training.eval_steps": 350}),
     "mnist": Problem(
@@ -224,7 +224,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]], commonest: float) -> Non
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
