@@ -17,6 +17,7 @@ from typing import Any
 
 from subquad.data import DataError
 from subquad.data.lra.datasets import TASKS
+from subquad.data.lra.readers import SIZES
 from subquad.evaluation.extrapolation import require_matplotlib
 from subquad.evaluation.files import written
 from subquad.evaluation.runs import Run
@@ -144,7 +145,7 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
 
     Raises:
         DataError: There is no run, one is given twice, is of another task or has not finished, or two runs of a model
-            and a task differ in more than the seed.
+            and a task differ in more than the seed, or not in it.
     """
     opened = [_open(folder) for folder in runs]
     if not opened:
@@ -153,8 +154,9 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
         raise DataError("lra: one run is given twice")
     groups: dict[tuple[str, str, str], list[tuple[Run, Published | None, list[str]]]] = {}
     for run in opened:
-        published, differences = _nearest_recipe(run.recipe)
-        model = " + ".join(_mixer_types(run.recipe)) if published is None else published.model
+        mixers = _mixer_types(run.config["mixers"])
+        published, differences = _nearest_recipe(run.recipe, mixers)
+        model = " + ".join(mixers) if published is None else published.model
         data = run.recipe["data"]
         groups.setdefault((model, data["pipeline"], data["task"]), []).append((run, published, differences))
     models = list(dict.fromkeys(key[:2] for key in groups))
@@ -165,26 +167,40 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
 def _open(folder: Path | str) -> Run:
     run = Run(folder)
     run.require_task("sequence-classification", "the table of the Long Range Arena")
-    if not {"accuracy", "examples", "validation", "steps"} <= run.metrics.keys():
+    figures = [run.metrics.get(name) for name in ("accuracy", "examples", "steps")]
+    if not all(isinstance(figure, int | float) for figure in figures) or "validation" not in run.metrics:
         raise DataError(f"{folder}: has no result yet (metrics.json); its status is {run.info.get('status')}")
     data = run.recipe.get("data")
     if not isinstance(data, dict) or data.get("task") not in TASKS or not isinstance(data.get("pipeline"), str):
         raise DataError(f"{folder}: which task of the Long Range Arena it is of is not known (no recipe.yaml)")
+    mixers = run.config.get("mixers")
+    if not isinstance(mixers, list) or not all(isinstance(mixer, dict) and "type" in mixer for mixer in mixers):
+        raise DataError(f"{folder}: config.json has no list of mixers, so what the model is is not known")
     return run
 
 
 def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Published | None, list[str]]]) -> Cell:
     (first, published, differences), *others = group
     for run, *_ in others:
-        if names := _differences(first.recipe, run.recipe):
+        # A limit of time ends runs of one recipe after different numbers of updates.
+        unequal = [name for name in ("steps", "validation") if run.metrics[name] != first.metrics[name]]
+        if names := [*_differences(first.recipe, run.recipe), *unequal]:
             raise DataError(
                 f"{first.folder} and {run.folder} are both {model} on {task}, and differ in {', '.join(names)}: "
                 "a cell of the table has runs with different seeds; `subquad compare` shows other runs side by side"
             )
         if run.metrics["examples"] != first.metrics["examples"] or run.data_fingerprint != first.data_fingerprint:
             raise DataError(f"{first.folder} and {run.folder} are not of the same data: their median means nothing")
+    seeds = [run.seed for run, *_ in group]
+    if len(set(seeds)) < len(seeds):
+        raise DataError(
+            f"{', '.join(str(run.folder) for run, *_ in group)} are all {model} on {task}, with the seeds "
+            f"{', '.join(map(str, seeds))}: give one run of each seed"
+        )
     all_metrics = [run.metrics for run, *_ in group]
-    last = [metrics["last_accuracy"] for metrics in all_metrics if metrics.get("last_accuracy") is not None]
+    last = [
+        metrics["last_accuracy"] for metrics in all_metrics if isinstance(metrics.get("last_accuracy"), int | float)
+    ]
     return Cell(
         model,
         pipeline,
@@ -193,9 +209,9 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
         accuracy=100 * statistics.median(metrics["accuracy"] for metrics in all_metrics),
         last_accuracy=100 * statistics.median(last) if len(last) == len(group) else None,
         examples=first.metrics["examples"],
-        validation=first.metrics["validation"],
+        validation=str(first.metrics["validation"]),
         steps=first.metrics["steps"],
-        seeds=[run.seed for run, *_ in group],
+        seeds=seeds,
         runs=[str(run.folder) for run, *_ in group],
         data=first.data_fingerprint,
         published=published,
@@ -206,7 +222,7 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
 def _changes(data: Mapping[str, Any]) -> list[str]:
     """What makes images others than those of the task."""
     changes = [option for option in ("colour", "augment") if data.get(option)]
-    return [*changes, data["permute"]] if data.get("permute") else changes
+    return [*changes, str(data["permute"])] if data.get("permute") else changes
 
 
 # What was published
@@ -234,22 +250,22 @@ def _shipped(name: str) -> dict[str, Any]:
     return dataclasses.asdict(load_recipe(name))
 
 
-def _nearest_recipe(recipe: Mapping[str, Any]) -> tuple[Published | None, list[str]]:
+def _nearest_recipe(recipe: Mapping[str, Any], mixers: Sequence[str]) -> tuple[Published | None, list[str]]:
     """Of the recipes with the same data and mixers the one that differs least, and in what."""
     nearest: tuple[Published | None, list[str]] = None, []
     for published in published_results(recipe["data"]["task"]):
         other = _shipped(published.recipe)
         same_data = other["data"]["pipeline"] == recipe["data"]["pipeline"]
-        if same_data and _mixer_types(other) == _mixer_types(recipe):
+        if same_data and _mixer_types(other["model"]["mixers"]) == mixers:
             names = _differences(recipe, other)
             if nearest[0] is None or len(names) < len(nearest[1]):
                 nearest = published, names
     return nearest
 
 
-def _mixer_types(recipe: Mapping[str, Any]) -> list[str]:
+def _mixer_types(mixers: Iterable[Mapping[str, Any]]) -> list[str]:
     """Which mixers there are, in the order in which they come."""
-    return list(dict.fromkeys(mixer["type"] for mixer in recipe["model"]["mixers"]))
+    return list(dict.fromkeys(str(mixer["type"]) for mixer in mixers))
 
 
 def _differences(recipe: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -287,11 +303,16 @@ def lra_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         figures = {task: cell.accuracy for task, cell in ours.items()}
         rows.append([model, pipeline, *_numbers(figures), _average(figures)])
         if any(cell.published is not None for cell in ours.values()):
-            published = {task: result for task in TASKS for result in published_results(task) if result.model == model}
+            published = _published_of(model)
             figures = {task: result.accuracy for task, result in published.items()}
             stars = [task for task, result in published.items() if "recalled" in result.origin]
             rows.append(["  published", pipeline, *_numbers(figures, stars), _average(figures)])
     return ["model", "pipeline", *TITLES.values(), "average"], rows
+
+
+def _published_of(model: str) -> dict[str, Published]:
+    """What was published of a model, by task."""
+    return {task: result for task in TASKS for result in published_results(task) if result.model == model}
 
 
 def _numbers(figures: Mapping[str, float], stars: Iterable[str] = ()) -> list[str]:
@@ -307,6 +328,16 @@ def _average(figures: Mapping[str, float]) -> str:
 def lra_notes(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know of the table."""
     notes = [f"{cell.title}: not the images of the task" for cell in cells if cell.changes]
+    for model, pipeline in dict.fromkeys((cell.model, cell.pipeline) for cell in cells if cell.published is not None):
+        for task, result in _published_of(model).items():
+            if changes := _changes(_shipped(result.recipe)["data"]):
+                what = " + ".join([TITLES[task], *changes])
+                notes.append(f"{model} ({pipeline}), {what}, as published: not the images of the task")
+    for cell in cells:
+        sizes = SIZES[cell.task]
+        size = sizes["test"] if "test" in sizes else sizes["all"] // 10
+        if cell.examples != size:
+            notes.append(f"{cell.title}: {cell.examples:,} test examples; the published data has {size:,}")
     for task in TASKS:
         for pipeline in dict.fromkeys(cell.pipeline for cell in cells):
             of = [cell for cell in cells if (cell.task, cell.pipeline) == (task, pipeline)]

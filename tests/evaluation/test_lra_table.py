@@ -2,27 +2,35 @@
 
 import csv
 import json
+from typing import Any
 
 import pytest
+import yaml
 from run_folders import write_run, write_text
 from typer.testing import CliRunner
 
 from subquad import cli
 from subquad.data import DataError
+from subquad.evaluation import Run
+from subquad.evaluation.accuracy import open_examples
 from subquad.evaluation.lra import TITLES, lra_cells, lra_notes, lra_table, published_results
 from subquad.training.recipe import list_recipes, load_recipe
+
+TEST_SIZES = {"listops": 2000, "text": 25_000, "retrieval": 17_437, "image": 10_000, "pathfinder": 20_000}
 
 
 def lra_run(folder, recipe, *overrides, accuracy=0.5, **metrics):
     """A finished run without its weights."""
     resolved = load_recipe(recipe, overrides)
+    section: Any = resolved.data
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"architectures": ["SubquadForSequenceClassification"]}')
+    config = {"architectures": ["SubquadForSequenceClassification"], "mixers": resolved.model["mixers"]}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "recipe.yaml").write_text(resolved.to_yaml())
-    (folder / "run.json").write_text(json.dumps({"status": "finished", "data": {"fingerprint": resolved.data.task}}))
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "data": {"fingerprint": section.task}}))
     results = {
         "accuracy": accuracy,
-        "examples": 2000,
+        "examples": TEST_SIZES[section.task],
         "validation": "as in the files",
         "steps": resolved.training.steps,
     }
@@ -78,7 +86,7 @@ def test_a_cell_says_what_its_number_is_of(tmp_path):
     (cell,) = lra_cells([lra_run(tmp_path / "run", "hgrn-lra-text", *changed, **metrics)])
     assert cell.differences == ["model.padding", "training.steps"]
     line = cell.describe()
-    assert "50.00 % of 2,000 test examples; chosen by validation: the test set, as published" in line
+    assert "50.00 % of 25,000 test examples; chosen by validation: the test set, as published" in line
     assert "last weights 25.00 %; 7 of the published 24,992 updates" in line
     assert line.endswith("other entries than the recipe hgrn-lra-text: model.padding")
 
@@ -94,6 +102,12 @@ def test_runs_that_differ_in_the_seed_share_a_cell(tmp_path):
     other = lra_run(tmp_path / "other", "tnn-lra-listops", "model.padding=masked")
     with pytest.raises(DataError, match=r"are both TNN on listops, and differ in model\.padding: a cell"):
         lra_cells([*runs, other])
+    longer = lra_run(tmp_path / "longer", "tnn-lra-listops", "training.seed=4", steps=31_000)
+    with pytest.raises(DataError, match="are both TNN on listops, and differ in steps: a cell"):
+        lra_cells([*runs, longer])
+    again = lra_run(tmp_path / "again", "tnn-lra-listops", "training.seed=3")
+    with pytest.raises(DataError, match="are all TNN on listops, with the seeds 1, 2, 3, 3: give one run of each seed"):
+        lra_cells([*runs, again])
     (tmp_path / "run3" / "run.json").write_text('{"data": {"fingerprint": "f00d"}}')
     with pytest.raises(DataError, match="not of the same data"):
         lra_cells(runs)
@@ -113,9 +127,55 @@ def test_notes(tmp_path):
         lra_run(tmp_path / "b", "tnn-lra-image"),
         lra_run(tmp_path / "c", "primal-lra-image"),
     ]
-    assert lra_notes(lra_cells(runs)) == ["HGRN (s4), Image + colour + augment: not the images of the task"]
+    changed = [
+        "HGRN (s4), Image + colour + augment: not the images of the task",
+        "HGRN (s4), Image + colour + augment, as published: not the images of the task",
+    ]
+    assert lra_notes(lra_cells(runs)) == changed
     (tmp_path / "b" / "run.json").write_text('{"data": {"fingerprint": "f00d"}}')
-    assert lra_notes(lra_cells(runs))[1:] == ["Image (s4): the runs are not of the same data"]
+    assert lra_notes(lra_cells(runs))[2:] == ["Image (s4): the runs are not of the same data"]
+
+
+def test_notes_of_what_the_published_row_is_of_and_of_small_data(tmp_path):
+    runs = [lra_run(tmp_path / "a", "hgrn-lra-listops", examples=500), lra_run(tmp_path / "b", "tnn-lra-pathfinder")]
+    assert lra_notes(lra_cells(runs)) == [
+        "HGRN (s4), Image + colour + augment, as published: not the images of the task",
+        "HGRN (s4), ListOps: 500 test examples; the published data has 2,000",
+    ]
+
+
+def test_a_recipe_may_leave_the_mixers_to_the_configuration(tmp_path):
+    run = lra_run(tmp_path / "run", "tnn-lra-listops")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recipe["model"]["mixers"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (cell,) = lra_cells([run])
+    assert cell.model == "TNN"
+    assert "model.mixers.0.decay" in cell.differences
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.json", {"accuracy": "high", "examples": 9, "steps": 1, "validation": ""}, "has no result yet"),
+        ("config.json", {"architectures": ["SubquadForSequenceClassification"]}, "has no list of mixers"),
+        ("config.json", {"mixers": ["tno"]}, "has no list of mixers"),
+    ],
+)
+def test_files_of_others_that_say_nothing(tmp_path, file, content, message):
+    run = lra_run(tmp_path / "run", "tnn-lra-listops")
+    (run / file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        lra_cells([run])
+
+
+def test_a_recipe_does_not_say_where_files_are_written(tmp_path):
+    run = lra_run(tmp_path / "run", "tnn-lra-listops")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["data"]["cache_dir"] = str(tmp_path / "elsewhere")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(DataError, match=r"not a recipe of the Long Range Arena .*cache_dir"):
+        open_examples(Run(run), tmp_path)
 
 
 def test_other_runs_are_named(tmp_path):
