@@ -32,9 +32,9 @@ class TrainingSpeed:
     """Cost of training steps (forward, backward, AdamW) of one shape.
 
     Args:
-        batch_size: Sequences in a step.
+        batch_size: Sequences, pairs of them or images in a step.
         length: Tokens in a sequence.
-        tokens_per_second: From the fastest step.
+        tokens_per_second: From the fastest step; a pair has those of both sequences.
         peak_memory_bytes: Most memory in use at once: what torch allocated on a GPU; on a CPU what the process grew by
             since before the model was there. None where the system does not tell.
     """
@@ -111,7 +111,8 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
         if peak is not None and memory_before is not None:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
             peak = peak - memory_before + weights
-    return TrainingSpeed(batch_size, length, batch_size * length / min(times[1:]), peak)
+    texts = 2 if getattr(model.config, "classifier", None) == "pair" else 1
+    return TrainingSpeed(batch_size, length, texts * batch_size * length / min(times[1:]), peak)
 
 
 def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.Tensor]:

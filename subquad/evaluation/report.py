@@ -446,12 +446,14 @@ class _Report:
             rows.append(f"<tr>{''.join(cells)}</tr>")
         splits = _distinct(e.split for e in self.entries)
         on = f"Evaluated on the {splits[0]} split. " if len(splits) == 1 else ""
+        rules = _distinct(_text(e.run.metrics.get("validation")) for e in self.entries)
+        chosen = f"Checkpoints chosen by validation: {'; '.join(rules)}. " if rules else ""
         source = "measured for this page" if self.measured else "as recorded in training"
         words = "Perplexity per word counts ends of lines as words. " if self._has("word_perplexity") else ""
         return (
             '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table>'
             f"<thead><tr><th scope=col>Run</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-            f'<p class="under">{escape(on)}{words}'
+            f'<p class="under">{escape(on + chosen)}{words}'
             f"Speed and memory {source}. Best values are marked; {MISSING} is not known.</p>"
         )
 

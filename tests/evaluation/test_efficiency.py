@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from run_folders import write_run, write_text
@@ -9,7 +11,7 @@ from subquad import (
     SubquadForSequenceClassification,
 )
 from subquad.data import DataError
-from subquad.evaluation import generation_speed, measure_run, training_speed
+from subquad.evaluation import efficiency, generation_speed, measure_run, training_speed
 
 
 def tiny(mixer, **options):
@@ -60,6 +62,16 @@ def test_training_speed_of_grids_is_that_of_their_positions():
         input_features=1, mixers=[mixer], hidden_size=8, num_hidden_layers=1, causal=False, num_labels=3
     )
     assert training_speed(SubquadForSequenceClassification(config), batch_size=2, length=100, steps=1).length == 15
+
+
+def test_the_tokens_of_both_texts_of_a_pair_count(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(efficiency, "_now", lambda _: next(clock))
+    config = SubquadConfig(
+        vocab_size=9, mixers=[{"type": "hgru"}], hidden_size=8, num_hidden_layers=1, num_labels=2, classifier="pair"
+    )
+    model = SubquadForSequenceClassification(config)
+    assert training_speed(model, batch_size=3, length=5, steps=1).tokens_per_second == 2 * 3 * 5
 
 
 def test_a_run_is_measured_in_its_own_process(tmp_path):

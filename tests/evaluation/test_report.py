@@ -234,7 +234,8 @@ def make_classifier(run, task, accuracies, score="eval_accuracy", **metrics):
 
 
 def test_classifiers_are_compared_by_accuracy(runs, measured, tmp_path):
-    make_classifier(runs[0], "sequence-classification", (0.3, 0.5), accuracy=0.4567, last_accuracy=0.4)
+    figures = {"accuracy": 0.4567, "last_accuracy": 0.4, "validation": "the test set, as published"}
+    make_classifier(runs[0], "sequence-classification", (0.3, 0.5), **figures)
     make_classifier(runs[1], "sequence-classification", (0.2, 0.6), accuracy=0.4321)
     path = compare(runs[:2], tmp_path / "out")
     source = path.read_text(encoding="utf-8")
@@ -243,6 +244,7 @@ def test_classifiers_are_compared_by_accuracy(runs, measured, tmp_path):
     for title in ("Accuracy while training", "Accuracy against time", "last weights", "43.21%"):
         assert title in seen
     assert "Perplexity" not in seen
+    assert "Checkpoints chosen by validation: the test set, as published." in source
     assert "Different" not in source
     rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
     assert [row["accuracy"] for row in rows] == ["0.4567", "0.4321"]
