@@ -401,7 +401,7 @@ def open_lra(
     Raises:
         DataNotFoundError: Files are missing; the message names where they were looked for.
         DataError: Files hold something else than the task's data.
-        ValueError: There is no such task or pipeline, or an option is not for it.
+        ValueError: There is no such task or pipeline, or an option is not for it or impossible.
     """
     if task not in TASKS:
         raise ValueError(f"no task {task!r} in the Long Range Arena; there are: {', '.join(TASKS)}")
@@ -420,6 +420,8 @@ def open_lra(
     ):
         if is_set and not fits:
             raise ValueError(f"option {option} is not for the task {task!r} in the pipeline {pipeline!r} as it is set")
+    if not 0 <= valid_fraction < 1:
+        raise ValueError(f"valid_fraction must be in [0, 1), got {valid_fraction}")
     if is_text:
         encoding = _Encoding(
             task,

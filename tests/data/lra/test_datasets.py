@@ -288,6 +288,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_example(tmp_path):
         ("image", "byte", {"tokenize": True}, "option tokenize is not for"),
         ("image", "s4", {"append_eos": False}, "option append_eos is not for"),
         ("listops", "s4", {"max_length": 1}, "max_length = 1 leaves no room for text"),
+        ("text", "s4", {"valid_fraction": 1.5}, r"valid_fraction must be in \[0, 1\), got 1\.5"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, task, pipeline, options, message):
