@@ -89,7 +89,7 @@ class Run:
             return {}
         try:
             content = yaml.safe_load(self._read_text("recipe.yaml"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise DataError(f"{path}: not YAML ({_first_line(error)})") from None
         if not isinstance(content, dict):
             raise DataError(f"{path}: not a recipe")
@@ -105,7 +105,7 @@ class Run:
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 entry = None
             if isinstance(entry, dict):
                 entries.append(entry)
@@ -290,7 +290,7 @@ class Run:
             return {}
         try:
             content = json.loads(self._read_text(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: not JSON, or cut off ({_first_line(error)})") from None

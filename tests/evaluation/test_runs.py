@@ -88,7 +88,9 @@ def test_weights_of_another_model(folder, tmp_path):
     [
         ("run.json", b'{"data": {', "not JSON, or cut off"),
         ("metrics.json", b"[1]", "not a JSON object"),
+        ("metrics.json", b"[" * 100_000, "not JSON, or cut off"),
         ("recipe.yaml", b"a: [", "not YAML"),
+        ("recipe.yaml", b"[" * 2_000, "not YAML"),
         ("recipe.yaml", b"!!python/object/apply:os.getcwd []", "not YAML"),
         ("recipe.yaml", b"a", "not a recipe"),
         ("log.jsonl", b'{"step": 1}\nnonsense\n{"step": 2}\n', "line 2 is not a JSON object"),
