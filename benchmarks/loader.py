@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from subquad import SubquadConfig, SubquadForMaskedLM
 from subquad.data import build_tokenizer
 from subquad.data.lra import ListOpsLimits, generate_listops
-from subquad.data.lra.readers import pillow
+from subquad.data.pillow import pillow
 from subquad.training.recipe import Recipe, load_recipe
 from subquad.training.sampler import Epochs, UpdateBatches
 from subquad.training.tasks import Task, task_class

@@ -27,6 +27,7 @@ def read_folder(root: Path) -> Release:
     Classes are numbered by their sorted names. Only names and sizes of the files are looked at.
 
     Raises:
+        DataNotFoundError: There are other parts, but none for training.
         DataError: A class has no image, or the parts have other classes than the training images.
     """
     if (root / "train").is_dir():
@@ -34,6 +35,9 @@ def read_folder(root: Path) -> Release:
         folders = {part: next(filter(Path.is_dir, paths), None) for part, paths in places.items()}
     else:
         folders = {"train": root}
+        known = [name for names in PARTS.values() for name in names]
+        if parts := [folder.name for folder in _subfolders(root) if folder.name.lower() in known]:
+            raise DataNotFoundError(f"{root}: holds {', '.join(parts)}, but no {root / 'train'}")
     # The test images of ImageNet have no classes, and are no folders.
     folders = {part: f for part, f in folders.items() if f is not None and (part != "test" or _subfolders(f))}
     classes = {part: [folder.name for folder in _subfolders(folder)] for part, folder in folders.items()}

@@ -15,6 +15,7 @@ ATTEMPTS = 10
 PADDING = 4
 # Evaluation resizes the shorter side to 256 for a crop of 224.
 RESIZED, CROPPED = 256, 224
+LONG = (1 / 16, 16.0)
 
 
 class Box(NamedTuple):
@@ -80,6 +81,9 @@ def resized_centre(image: Tensor, size: int) -> Tensor:
 
     The shorter side becomes ⌊256/224 · size⌋ pixels; a square of `size` in the middle is kept.
     """
+    # Of a very long image the ends are cut off before it is enlarged, not after: they could fill the memory.
+    box = central_box(*image.shape[1:], LONG)
+    image = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     height, width = image.shape[1:]
     shorter = size * RESIZED // CROPPED
     height, width = (side * shorter // min(height, width) for side in (height, width))

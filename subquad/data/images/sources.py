@@ -124,6 +124,8 @@ def open_images(
         release = form.read(root, strict)
     else:
         raise DataNotFoundError(f"{source}: no images; looked for " + "; ".join(form.files for form in _FORMS))
+    if len(release.classes) < 2:
+        raise DataError(f"{source}: all images are of one class, '{release.classes[0]}'; two are needed")
     train, valid, test, rule = _divide(release.parts, valid_fraction, seed, str(source))
     name = f"{source} ({release.title})"
     return ImageData(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from subquad.data.errors import DataError
+from subquad.data.pillow import pillow
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,10 +78,14 @@ class ImageFiles(ImageSplit):
         names: Path of each file from there, as the system writes it, `(num_images,)` of bytes.
         sizes: Bytes of each file, `(num_images,)` int64.
         labels: `(num_images,)` int64.
+
+    Raises:
+        ImportError: Pillow is not installed.
     """
 
     def __init__(self, root: Path, names: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> None:
         super().__init__(labels)
+        pillow()  # its lack is found before long work
         self.root, self.names, self.sizes = root, names, sizes
 
     def __getitem__(self, index: int) -> Tensor:
@@ -99,17 +104,17 @@ def decode_image(path: Path) -> Tensor:
     """Read an image as red, green and blue: `(3, height, width)` uint8, in memory pixel by pixel.
 
     Raises:
-        DataError: It cannot be read; the message names the file.
+        ImportError: Pillow is not installed.
+        DataError: It cannot be read, or its values have more than 8 bits; the message names the file.
     """
+    image_module = pillow()
     try:
-        from PIL import Image
-    except ImportError:
-        raise DataError(f"{path}: reading images needs Pillow; run `pip install subquad[vision]`") from None
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            pixels = np.array(image.convert("RGB"))
+        with image_module.open(path, formats=FORMATS) as image:
+            mode, pixels = image.mode, np.array(image.convert("RGB"))
     except Exception as error:  # damaged files raise almost anything
         raise DataError(f"{path}: not a readable image ({type(error).__name__}: {error})") from None
+    if mode.startswith(("I", "F")):  # Pillow cuts off what is above 255
+        raise DataError(f"{path}: grey values of more than 8 bits (mode {mode}); convert the file to 8 bits")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -80,16 +80,12 @@ class TrainingImages(Dataset[ImageExample]):
         seed: Of the changes.
 
     Raises:
-        ValueError: Images whose edges are padded have another size.
+        ValueError: The first image is to be padded, and has another size.
     """
 
     def __init__(self, data: ImageData, size: int, augmentation: Augmentation, seed: int) -> None:
         self.data, self.size, self.augmentation, self.seed = data, size, augmentation, seed
-        if augmentation.crop == "padded" and (found := tuple(data.train[0].shape[1:])) != (size, size):
-            raise ValueError(
-                f"{data.name}: crops of padded images need images of {size}×{size} pixels, got {found[0]}×{found[1]}: "
-                "use this size, or crop: random-resized"
-            )
+        self.example(0, 0)  # finds a wrong size before long work
 
     def __len__(self) -> int:
         return len(self.data.train)
@@ -98,13 +94,22 @@ class TrainingImages(Dataset[ImageExample]):
         return self.example(index, 0)
 
     def example(self, index: int, epoch: int) -> ImageExample:
-        """The example as it is in an epoch."""
+        """The example as it is in an epoch.
+
+        Raises:
+            ValueError: The image is to be padded, and has another size.
+        """
         image = self.data.train[index]
         if self.augmentation.crop == "random-resized":
             rng = random_numbers(self.seed, epoch, index, Purpose.CROP)
             image = random_resized_crop(image, self.size, rng)
         elif self.augmentation.crop == "none":
             image = evaluation_crop(image, self.size)
+        elif (found := tuple(image.shape[1:])) != (self.size, self.size):
+            raise ValueError(
+                f"{self.data.name}: crops of padded images need images of {self.size}×{self.size} pixels, got "
+                f"{found[0]}×{found[1]} (number {index}): use this size, or crop: random-resized"
+            )
         return ImageExample(image, int(self.data.train.labels[index]), index, epoch)
 
     def collate(self, examples: Sequence[ImageExample]) -> dict[str, Tensor]:

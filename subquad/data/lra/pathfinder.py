@@ -18,7 +18,8 @@ import numpy as np
 
 from subquad.data.errors import DataError
 from subquad.data.lra.parallel import map_in_order
-from subquad.data.lra.readers import DIFFICULTIES, check_pathfinder, pillow
+from subquad.data.lra.readers import DIFFICULTIES, check_pathfinder
+from subquad.data.pillow import pillow
 
 ANTIALIAS = 2  # lines are drawn so many times larger, and reduced
 COLLISION = 1.8  # a segment whose mask and the occupied places add up to this does not fit

@@ -16,6 +16,7 @@ import numpy as np
 
 from subquad.data.errors import DataError, DataNotFoundError
 from subquad.data.lra import listops
+from subquad.data.pillow import pillow
 
 SIZES: dict[str, dict[str, int]] = {
     "listops": {"train": 96_000, "valid": 2_000, "test": 2_000},
@@ -357,19 +358,6 @@ def _read_image(path: Path, resolution: int) -> np.ndarray:
         raise
     except Exception as error:  # damaged images raise almost anything
         raise DataError(f"{path}: not a PNG image ({_first_line(error)})") from None
-
-
-def pillow():
-    """Pillow's module `Image`.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ImportError("images need Pillow; run `pip install subquad[vision]`") from None
-    return Image
 
 
 # What they share

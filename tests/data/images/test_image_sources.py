@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import shutil
+import sys
 
 import image_files as write
 import numpy as np
@@ -104,11 +105,12 @@ def test_unlabelled_test_images_are_left_alone(tmp_path):
 
 
 def test_classes_may_be_links(tmp_path):
-    write.folders(tmp_path / "whole")
+    write.folders(tmp_path / "whole", classes=("ant", "bee", "cat"))
     for part in ("train", "val"):
         (tmp_path / "some" / part).mkdir(parents=True)
-        (tmp_path / "some" / part / "cat").symlink_to(tmp_path / "whole" / part / "cat")
-    assert open_images(tmp_path / "some").classes == ("cat",)
+        for name in ("ant", "cat"):
+            (tmp_path / "some" / part / name).symlink_to(tmp_path / "whole" / part / name)
+    assert open_images(tmp_path / "some").classes == ("ant", "cat")
 
 
 def test_lists(tmp_path):
@@ -134,6 +136,28 @@ def test_images_of_every_mode_become_colours(tmp_path, mode, value, suffix, expe
     image = decode_image(write.picture(tmp_path / f"image{suffix}", 4, 6, value, mode))
     assert image.shape == (3, 4, 6)
     assert (image.int() - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", ".png"), ("I", ".tiff"), ("F", ".tiff")])
+def test_values_of_more_than_8_bits_are_refused(tmp_path, mode, suffix):
+    path = write.picture(tmp_path / f"image{suffix}", 4, 6, 1000, mode)
+    with pytest.raises(DataError, match=f"^{path}: grey values of more than 8 bits .*convert the file to 8 bits"):
+        decode_image(path)
+
+
+def test_headers_that_would_fill_the_memory_are_refused(tmp_path):
+    pytest.importorskip("PIL")
+    path = tmp_path / "image.ppm"
+    path.write_bytes(b"P6 60000 60000 255\n" + bytes(100))
+    with pytest.raises(DataError, match=f"^{path}: not a readable image .*decompression bomb"):
+        decode_image(path)
+
+
+def test_lack_of_pillow_is_found_when_the_folder_is_opened(tmp_path, monkeypatch):
+    write.folders(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install subquad\[vision\]"):
+        open_images(tmp_path)
 
 
 # Division
@@ -251,6 +275,15 @@ def test_bad_folders(tmp_path):
     (tmp_path / "train" / "bee" / "0.png").touch()
     with pytest.raises(DataError, match=r"/train/bee/0.png: an empty file, not an image"):
         open_images(tmp_path)
+
+
+def test_folders_that_are_no_classes(tmp_path):
+    write.folders(tmp_path / "one", classes=("images",))
+    with pytest.raises(DataError, match="all images are of one class, 'images'"):
+        open_images(tmp_path / "one")
+    write.folders(tmp_path / "parts", ("training", "Val"))
+    with pytest.raises(DataNotFoundError, match=r"/parts: holds Val, but no .*/parts/train$"):
+        open_images(tmp_path / "parts", valid_fraction=0.5)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +411,8 @@ def test_numbers_of_objects_that_would_fill_the_memory_are_refused(tmp_path):
 
 def test_whole_files_of_cifar_are_the_published_ones(tmp_path):
     write.cifar100(tmp_path)
+    with pytest.raises(DataError, match="/train: not the published file"):
+        open_images(tmp_path, strict=True)
     batch = {"data": np.zeros((10_000, 3072), np.uint8), "fine_labels": [0] * 10_000}
     (tmp_path / "test").write_bytes(pickle.dumps(batch, protocol=2))
     with pytest.warns(UserWarning, match="/test: not the published file, whose MD5 is f0ef6b0ae62326f3e7ffdfab6717acf"):

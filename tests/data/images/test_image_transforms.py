@@ -124,6 +124,16 @@ def test_evaluation_sees_the_middle(height, width, size, resized, corner):
     assert torch.equal(resized_centre(image, size), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1_000_000), (1_000_000, 1)])
+def test_a_very_long_image_is_not_enlarged_whole(shape):
+    """All of it would have 224 · 10⁸ values."""
+    image = torch.zeros(1, *shape, dtype=torch.uint8)
+    image[:, shape[0] // 2 - 50 : shape[0] // 2 + 50, shape[1] // 2 - 50 : shape[1] // 2 + 50] = 9
+    seen = resized_centre(image, 224)
+    assert seen.shape == (1, 224, 224)
+    assert (seen == 9).all()
+
+
 def test_padded_crops():
     images = noise(3, 2, 9, 7)
     crops = padded_crop(images, torch.tensor([[4, 4], [0, 8], [7, 3]]))
@@ -389,6 +399,14 @@ def test_errors_of_images():
     mixing = TrainingImages(data, 32, Augmentation(mixup=0.8), seed=0)
     with pytest.raises(ValueError, match=r"an even number of them, got 5; change training.device_batch_size"):
         batch_of(mixing, range(5))
+
+
+def test_images_of_several_sizes_are_not_padded(tmp_path):
+    for part, name, height in (("train", "a", 32), ("train", "b", 40), ("val", "a", 32), ("val", "b", 32)):
+        write.picture(tmp_path / part / name / "0.png", height, 32)
+    images = TrainingImages(open_images(tmp_path), 32, Augmentation(crop="padded"), seed=0)
+    with pytest.raises(ValueError, match=r"images of 32×32 pixels, got 40×32 \(number 1\): use this size"):
+        images.example(1, epoch=0)
 
 
 @pytest.mark.parametrize(
