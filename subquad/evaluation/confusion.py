@@ -43,10 +43,8 @@ def save_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], abou
         path.write_bytes(picture)
 
 
-def worst_confusions(
-    confusion: Tensor, classes: Sequence[str], count: int = WORST
-) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: class, answer, number of images, and their share in the class."""
+def worst_confusions(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
+    """The twenty most frequent mistakes: class, answer, number of images, and their share in the class."""
     mistakes = confusion.clone()
     mistakes.fill_diagonal_(0)
     counts, places = mistakes.flatten().sort(descending=True, stable=True)
@@ -87,8 +85,9 @@ def _draw_matrix(axes: Any, confusion: Tensor, classes: Sequence[str]) -> None:
                 colour = "white" if shares[row, column] > 0.6 else "black"
                 axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=colour)
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 90)
-    axes.set_yticks(ticks, classes)
+    # Names of classes are names of folders, and no formulas.
+    axes.set_xticks(ticks, classes, rotation=0 if max(map(len, classes)) < 3 else 90, parse_math=False)
+    axes.set_yticks(ticks, classes, parse_math=False)
     axes.set_xlabel("answer")
     axes.set_ylabel("class")
     axes.spines[:].set_visible(False)
@@ -100,7 +99,7 @@ def _draw_worst(axes: Any, confusion: Tensor, classes: Sequence[str]) -> None:
     axes.barh(places, [share for _, _, _, share in worst], color="#2563eb")
     for place, (_, _, number, share) in zip(places, worst, strict=True):
         axes.text(share, place, f" {number}", va="center", fontsize=8)
-    axes.set_yticks(places, [f"{name} → {answer}" for name, answer, _, _ in worst], fontsize=8)
+    axes.set_yticks(places, [f"{name} → {answer}" for name, answer, _, _ in worst], fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("share of the images of a class that are taken for another (and their number)")

@@ -70,6 +70,12 @@ def test_pictures_are_readable_for_any_number_of_classes(tmp_path, count):
         assert max(picture.size) < 1500
 
 
+@pytest.mark.parametrize("count", [2, 50])
+def test_names_of_classes_are_no_formulas(tmp_path, count):
+    save_confusion(tmp_path, torch.ones(count, count).long(), ["$a^$", *map(str, range(1, count))], {})
+    assert (tmp_path / "confusion.png").is_file()
+
+
 def test_a_perfect_classifier_has_a_picture(tmp_path):
     save_confusion(tmp_path, torch.eye(50).long(), [str(label) for label in range(50)], {})
     assert (tmp_path / "confusion.png").is_file()
