@@ -36,7 +36,11 @@ class _Group(TyperGroup):
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error).strip()
+    if text.startswith(f"Caught {type(error).__name__} in DataLoader worker"):
+        # The traceback of a process that reads data stands before its message, as the last line has it.
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
 
 
 app = typer.Typer(

@@ -8,6 +8,7 @@ from run_folders import write_run, write_text
 from typer.testing import CliRunner
 
 from subquad import __version__, cli
+from subquad.data import DataError
 from subquad.evaluation import evaluate_run, report
 
 
@@ -166,6 +167,18 @@ def test_errors_are_one_line(call, run, tmp_path, arguments, message):
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "Traceback" not in result.output
+
+
+def test_errors_of_processes_that_read_data_are_one_line():
+    from torch._utils import ExceptionWrapper
+
+    try:
+        raise DataError("1.png: not a readable image (OSError: cut off)")
+    except DataError:
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataError, match="Traceback") as error:
+        wrapper.reraise()
+    assert cli._message(error.value) == "1.png: not a readable image (OSError: cut off)"
 
 
 def test_debug_shows_the_traceback(call, tmp_path):
