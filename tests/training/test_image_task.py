@@ -151,6 +151,7 @@ def test_train_and_evaluate_by_commands(shapes, tmp_path):
     run = tmp_path / "run"
     result = call("train", "transformer-image-tiny", "--data", shapes, "--output", run, *options)
     assert result.exit_code == 0, result.output
+    assert re.search(r"test: accuracy .* of 40 images \(the images that chose the model\), loss", result.output)
     result = call("evaluate", run, "--json", tmp_path / "result.json")
     assert result.exit_code == 0, result.output
     metrics = Run(run).metrics

@@ -162,6 +162,8 @@ class ImageClassification(Task):
         return result.to_dict() | {"validation": self.data.split_rule, "split": split}
 
     def describe(self, metrics: Mapping[str, Any]) -> str:
-        """Accuracy and loss."""
+        """Accuracy and loss, and whether they are those of validation."""
         top5 = f", {metrics['top5_accuracy']:.2%} in five answers" if "top5_accuracy" in metrics else ""
-        return f"accuracy {metrics['accuracy']:.2%}{top5} of {metrics['examples']:,} images, loss {metrics['loss']:.4f}"
+        is_validation = self.data.test is None or self.data.test is self.data.valid
+        images = f"{metrics['examples']:,} images" + (" (the images that chose the model)" if is_validation else "")
+        return f"accuracy {metrics['accuracy']:.2%}{top5} of {images}, loss {metrics['loss']:.4f}"
