@@ -38,7 +38,7 @@ MODELS = {entry.family for entry in ENTRIES if entry.task is not None}
 """The families that are whole models."""
 
 # What a configuration may ask for without any tensor that bounds it: every other size is that of some tensor.
-LIMITS = ((re.compile(r"(.*_)?(layers|depth)"), 1_000), (re.compile(r"num_classes|d_output"), 100_000))
+LIMITS = ((re.compile(r"(.*_)?(layers|depth)"), 128), (re.compile(r"num_classes|d_output"), 100_000))
 
 FACTS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "layer_types", "causal", "use_cache"),
