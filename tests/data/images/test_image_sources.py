@@ -11,8 +11,8 @@ import image_files as write
 import numpy as np
 import pytest
 import torch
+from damage import mutation
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support import shared
 
 from subquad.data import DataError
@@ -422,27 +422,6 @@ def test_whole_files_of_cifar_are_the_published_ones(tmp_path):
 
 
 # Damaged files
-
-
-@st.composite
-def mutation(draw):
-    """A function that damages bytes: some are changed, cut out, put in or repeated."""
-    edits = draw(
-        st.lists(
-            st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.binary(max_size=8), st.integers(1, 3)),
-            min_size=1,
-            max_size=4,
-        )
-    )
-
-    def apply(content):
-        for place, share, insertion, repeat in edits:
-            start = int(place * len(content))
-            stop = start + int(share**3 * len(content))
-            content = content[:start] + insertion * repeat + content[stop:]
-        return content
-
-    return apply
 
 
 @pytest.fixture(scope="module")

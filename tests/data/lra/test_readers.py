@@ -8,8 +8,8 @@ import tarfile
 import lra_files as write
 import numpy as np
 import pytest
+from damage import mutation
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support import shared
 
 from subquad.data import DataError
@@ -348,27 +348,6 @@ def test_numbers_of_examples():
         check_size("listops", "test", 7, strict=False)
     with pytest.raises(DataError, match="Arena pathx: 7 examples; the published data has 200,000"):
         check_size("pathx", "all", 7, strict=True)
-
-
-@st.composite
-def mutation(draw):
-    """A function that damages bytes: some are changed, cut out, put in or repeated."""
-    edits = draw(
-        st.lists(
-            st.tuples(st.floats(0, 1), st.floats(0, 0.2), st.binary(max_size=8), st.integers(1, 3)),
-            min_size=1,
-            max_size=4,
-        )
-    )
-
-    def apply(content):
-        for place, share, insertion, repeat in edits:
-            start = int(place * len(content))
-            stop = start + int(share**3 * len(content))
-            content = content[:start] + insertion * repeat + content[stop:]
-        return content
-
-    return apply
 
 
 @pytest.fixture(scope="module")
