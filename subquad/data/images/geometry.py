@@ -82,7 +82,7 @@ def resized_centre(image: Tensor, size: int) -> Tensor:
     The shorter side becomes ⌊256/224 · size⌋ pixels; a square of `size` in the middle is kept.
     """
     # Of a very long image the ends are cut off before it is enlarged, not after: they could fill the memory.
-    box = central_box(*image.shape[1:], LONG)
+    box = central_box(image.shape[1], image.shape[2], LONG)
     image = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     height, width = image.shape[1:]
     shorter = size * RESIZED // CROPPED
