@@ -108,8 +108,8 @@ class ImageRecipe:
     valid_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"data.image_size must be at least 1, got {self.image_size}")
+        if self.image_size < 2:  # torch cannot shrink an image to a single pixel
+            raise ValueError(f"data.image_size must be at least 2, got {self.image_size}")
 
 
 # What the section `data` is, for tasks that do not learn from one stream of text.

@@ -198,7 +198,7 @@ def test_other_images_are_normalised_as_those_of_the_training(changed_run, tmp_p
     [
         ("data.layout=patch", "Did you mean 'patches'"),
         ("data.image_size=30", "cannot be cut into patches of 4 × 4"),
-        ("data.image_size=0", "data.image_size must be at least 1"),
+        ("data.image_size=0", "data.image_size must be at least 2"),
         ("data.augmentation.crop=paded", "Did you mean 'padded'"),
         ("data.augmentation.mixupp=1", "Did you mean 'mixup'"),
         ("data.augmentation.flip=2", "flip is a probability, got 2"),
