@@ -290,6 +290,9 @@ def convert(
     ],
     output: Annotated[Path, typer.Option(help="Run folder to write.")],
     family: Annotated[str | None, typer.Option(help="Published family. Default: recognised from the weights.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Of a finetuned model: glue-NAME. Default: what the checkpoint tells.")
+    ] = None,
     dictionary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="dict.txt of fairseq that was used in training.")
     ] = None,
@@ -311,6 +314,7 @@ def convert(
         checkpoint,
         output,
         family=family,
+        task=task,
         config=config,
         overrides=overrides or (),
         dictionary=dictionary,

@@ -41,6 +41,8 @@ MAX_ARGUMENTS = 10_000
 
 # Where the weights stand: fairseq and image models, Lightning, the LRA models of Primal-Attention.
 WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict")
+# What fairseq says of the task that a model was finetuned on.
+TASK_KEYS = ("task", "data", "regression_target")
 # Wrappers put their name before all others.
 WRAPPERS = re.compile(r"(module\.|_orig_mod\.)+")
 
@@ -54,12 +56,14 @@ class Checkpoint:
         tensors: Parameters and buffers by name. They are mapped into memory: the file must stay as it is.
         arguments: What the file says about its model, as plain values; empty where it says nothing.
         progress: What it says about its training: number of updates, validation loss.
+        task: What fairseq says about the task: its name, the path of the data, whether scores are predicted.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     arguments: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
 
     def sha256(self) -> dict[str, str]:
         """The hash of each file the weights come from, by its name."""
@@ -90,7 +94,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if key is None:
         return Checkpoint(path, _unwrapped(_checked_tensors(content, path)))
     tensors = _unwrapped(_checked_tensors(content[key], path))
-    return Checkpoint(path, tensors, _arguments(content, path), _progress(content))
+    arguments = _arguments(content, path)
+    return Checkpoint(path, tensors, arguments, _progress(content), _task(content, arguments))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -258,6 +263,15 @@ def _progress(content: Mapping[str, Any]) -> dict[str, Any]:
     }
     facts["updates"] = facts["updates"] or content.get("global_step")
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def _task(content: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What fairseq says about the task, in a section of its own or among all arguments."""
+    cfg = content.get("cfg")
+    section = cfg.get("task") if isinstance(cfg, dict) else None
+    section = vars(section) if isinstance(section, argparse.Namespace) else section
+    said = {**arguments, **section, "task": section.get("_name")} if isinstance(section, dict) else arguments
+    return {key: said[key] for key in TASK_KEYS if isinstance(said.get(key), str | bool)}
 
 
 def _plain(value: Any, path: Path) -> Any:

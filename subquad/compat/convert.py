@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from subquad._version import __version__
+from subquad.compat import glue
 from subquad.compat.checkpoints import Checkpoint, read_checkpoint
+from subquad.compat.fairseq import classification_heads
 from subquad.compat.pretrained import ReferenceConfig, to_pretrained
 from subquad.compat.recognize import Recognized, preset, recognize
 from subquad.compat.reference import FAMILIES
@@ -26,6 +28,9 @@ from subquad.models import SubquadConfig
 
 # What all published image code takes from pixels, whatever the data.
 NORMALISATION = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+# Most tokens of a finetuned model whose arguments do not say it.
+FAIRSEQ_POSITIONS = 512
 
 FROM_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -56,6 +61,7 @@ def convert(
     output: Path | str,
     *,
     family: str | None = None,
+    task: str | None = None,
     config: Path | str | None = None,
     overrides: Iterable[str] = (),
     dictionary: Path | str | None = None,
@@ -67,6 +73,8 @@ def convert(
         checkpoint: See `read_checkpoint`.
         output: Run folder to write; it must not hold anything.
         family: A family of `from_reference`; default: recognised from the names of the tensors.
+        task: "glue-" and the name of the task of GLUE that a classifier was finetuned on, or "sequence-classification"
+            for another; default: what the checkpoint tells.
         config: JSON file with published options, for a checkpoint that does not store them.
         overrides: Published options, `key=value` with the value in YAML; they go before all others.
         dictionary: fairseq's `dict.txt` that was used in training: line i is row i + 4 of the embedding.
@@ -85,8 +93,12 @@ def convert(
     _check_is_free(output)
     source = read_checkpoint(checkpoint)
     found = recognize(source.tensors, source.arguments, _given(config, overrides), family)
+    glue_task = _glue_task(source, found, task)
     with quiet_transformers():
         model = _build(source, found)
+    if glue_task is not None and glue.CLASSES[glue_task]:
+        model.config.id2label = dict(enumerate(glue.CLASSES[glue_task]))
+        model.config.label2id = {label: number for number, label in model.config.id2label.items()}
     vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
     output.parent.mkdir(parents=True, exist_ok=True)
     with written(output.resolve()) as folder:
@@ -95,7 +107,7 @@ def convert(
             model.save_pretrained(folder)
         if vocabulary is not None:
             vocabulary.save(folder)
-        _write(folder / "recipe.yaml", yaml.safe_dump(_recipe(model, found, vocabulary), sort_keys=False))
+        _write(folder / "recipe.yaml", yaml.safe_dump(_recipe(model, found, vocabulary, glue_task), sort_keys=False))
         info = _provenance(source, found, model, vocabulary)
         _write(folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
         if output.is_dir():
@@ -135,6 +147,22 @@ def _given(config: Path | str | None, overrides: Iterable[str]) -> dict[str, Any
         if not (sign and key):
             raise DataError(f"an option has the form key=value, the value in YAML, got {override!r}")
     return given
+
+
+def _glue_task(source: Checkpoint, found: Recognized, said: str | None) -> str | None:
+    """The task of GLUE that a model was finetuned on; None for all other models."""
+    heads = classification_heads(source.tensors)
+    if not heads:
+        if said is not None:
+            raise DataError(
+                f"--task {said}: is for masked language models finetuned on a classification, this is a {found.family} "
+                f"of the task {found.task}"
+            )
+        return None
+    if len(heads) > 1:
+        raise DataError(f"{source.path}: has the classifiers {', '.join(heads)}; a model of one of them is needed")
+    (head,) = heads.values()
+    return glue.finetuned_on(head["num_classes"], source.task, said)
 
 
 def _build(source: Checkpoint, found: Recognized) -> Any:
@@ -185,7 +213,7 @@ def _tokenizer(
         return None
     if rows is None:
         raise DataError(f"a {found.family} has no vocabulary: leave --dictionary and --tokenizer out")
-    if found.task == "masked-lm" and tokenizer.vocabulary.size < rows:
+    if found.family.endswith("_roberta") and tokenizer.vocabulary.size < rows:
         tokenizer.add_mask()
     size = tokenizer.num_ids
     # fairseq has a row for each symbol; other embeddings are often padded to a round number.
@@ -197,14 +225,17 @@ def _tokenizer(
     return tokenizer
 
 
-def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None, glue_task: str | None) -> dict[str, Any]:
     """What the other commands ask a recipe for; the data and the training are not known."""
     config = model.config
     if isinstance(config, ReferenceConfig):
         options: dict[str, Any] = {"family": config.family, "options": config.options}
     else:
         options = _own_options(config)
-    if found.task == "sequence-classification":
+    if glue_task is not None:
+        positions = found.config.get("max_positions")
+        data = {"task": glue_task, "max_length": positions if isinstance(positions, int) else FAIRSEQ_POSITIONS}
+    elif found.task == "sequence-classification":
         data = _arena_data(found, config)
     elif found.task == "image-classification":
         data = {"image_size": _side(config.image_size), "layout": "patches"}
@@ -214,7 +245,8 @@ def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None) -> dict[
             "block_size": found.config.get("tokens_per_sample"),
             "block_mode": found.config.get("sample_break_mode"),
         }
-    return {"task": found.task, "model": options, "data": {key: value for key, value in data.items() if value}}
+    task = found.task if glue_task is None else "glue"
+    return {"task": task, "model": options, "data": {key: value for key, value in data.items() if value}}
 
 
 def _side(image_size: int | list[int]) -> int | None:

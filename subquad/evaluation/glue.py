@@ -138,10 +138,12 @@ def evaluate_glue_run(
         DataError: The run or the data cannot be read, or the split has no labels.
     """
     options = run.recipe.get("data")
-    if not isinstance(options, dict) or not {"source", "task", "max_length"} <= options.keys():
+    if not isinstance(options, dict) or not {"task", "max_length"} <= options.keys():
         raise DataError(f"{run.folder}: which task of GLUE it was finetuned for is not known (no recipe.yaml)")
-    task = options["task"]
-    rows = open_glue(options["source"] if data is None else data, task).read(split)
+    task, source = options["task"], options.get("source") if data is None else data
+    if source is None:
+        raise DataError(f"{run.folder}: its data is not known: give the folder with the official files of GLUE")
+    rows = open_glue(source, task).read(split)
     tokenizer, model = run.load_tokenizer(), run.load_model(device)
     classes = model_classes(model.config)
     return evaluate_glue(
