@@ -3,28 +3,38 @@
 import importlib
 import sys
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subquad._version import __version__
 
-_EXPORTS = {
-    "SubquadConfig": "subquad.models",
-    "SubquadForCausalLM": "subquad.models",
-    "SubquadForImageClassification": "subquad.models",
-    "SubquadForMaskedLM": "subquad.models",
-    "SubquadForSequenceClassification": "subquad.models",
-    "SubquadModel": "subquad.models",
-    "build_mixer": "subquad.mixers",
-    "register_mixer": "subquad.mixers",
-}
+if TYPE_CHECKING:
+    from subquad.mixers import build_mixer, register_mixer
+    from subquad.models import (
+        SubquadConfig,
+        SubquadForCausalLM,
+        SubquadForImageClassification,
+        SubquadForMaskedLM,
+        SubquadForSequenceClassification,
+        SubquadModel,
+    )
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = [
+    "SubquadConfig",
+    "SubquadForCausalLM",
+    "SubquadForImageClassification",
+    "SubquadForMaskedLM",
+    "SubquadForSequenceClassification",
+    "SubquadModel",
+    "__version__",
+    "build_mixer",
+    "register_mixer",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in __all__:
         raise AttributeError(f"module 'subquad' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    return getattr(importlib.import_module("subquad.mixers" if name.endswith("_mixer") else "subquad.models"), name)
 
 
 def __dir__() -> list[str]:

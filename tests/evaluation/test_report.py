@@ -10,7 +10,7 @@ from subquad.data import DataError
 from subquad.evaluation import Efficiency, GenerationSpeed, TrainingSpeed, compare, report
 from subquad.evaluation.charts import NUM_COLOURS, Axis, Series, bar_chart, line_chart
 
-VOID = {"meta", "br", "line", "rect", "circle", "path", "polyline"}
+VOID = {"meta", "br", "img", "line", "rect", "circle", "path", "polyline"}
 
 
 class Page(HTMLParser):
@@ -107,6 +107,15 @@ def test_page_is_self_contained(runs, measured, tmp_path):
     assert not re.search(r"https?:|//[a-z]|url\(|@import", source)
     assert "prefers-color-scheme: dark" in source
     assert 'name="viewport"' in source
+
+
+def test_pictures_are_in_the_page_and_may_be_shown(runs, tmp_path):
+    (runs[0] / "confusion.png").write_bytes(b"\x89PNG")
+    page = Page(compare(runs, tmp_path / "out", measure=False).read_text(encoding="utf-8"))
+    (picture,) = [value for name, value in page.attributes if name == "src"]
+    assert picture.startswith("data:image/png;base64,")
+    (policy,) = [value for name, value in page.attributes if name == "content" and "default-src" in value]
+    assert "img-src data:" in policy
 
 
 def test_best_values_are_marked(runs, measured, tmp_path):
