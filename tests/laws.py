@@ -58,6 +58,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 1, "block_size": 6, "kernel": "1+elu", "norm": "rmsnorm", "positions": "rotary", "bias": False},
         {"num_heads": 2, "block_size": 64, "kernel": "softmax", "norm": "layernorm", "positions": None},
     ],
+    "diag_attention_2d": [
+        {"num_heads": 2},
+        {"num_heads": 4, "tile": 2, "kernel": "softmax"},
+        {"num_heads": 1, "tile": 3, "kernel": "1+elu", "norm": "rmsnorm", "positions": "rotary", "bias": False},
+    ],
     "primal": [{"num_heads": 2}, {"num_heads": 4, "rank": 1, "bias": False}],
 }
 

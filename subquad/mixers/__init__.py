@@ -1,7 +1,7 @@
 """Token mixers: what lets the positions of a sequence see each other. One file each; see `base` for the protocol."""
 
 from subquad.mixers.base import MIXERS, Mixer, State, build_mixer, register_mixer
-from subquad.mixers.diag_attention import DiagAttention
+from subquad.mixers.diag_attention import DiagAttention, DiagAttention2D
 from subquad.mixers.fd_tno import FDGTU, FDGTU2D, FDTNO
 from subquad.mixers.hgrn2 import HGRN2
 from subquad.mixers.hgru import HGRU, HGRU2D
@@ -26,6 +26,7 @@ __all__ = [
     "SKITNO",
     "TNO",
     "DiagAttention",
+    "DiagAttention2D",
     "Mixer",
     "NormAttention",
     "PrimalAttention",

@@ -2,7 +2,8 @@
 
     T1: y = W_o norm(ReLU(Q Kᵀ / √e) V)        T2: y = W_o softmax(Q Kᵀ / √e) V        for each block of w positions
 
-Causal: over the triangle. Blocks begin at the first real token of each sequence, positions begin in each block.
+Causal: over the triangle. Blocks begin at the first real token of each sequence, positions begin in each block. On a
+grid, blocks are square tiles.
 """
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.layers import activation as get_activation
-from subquad.mixers.base import State, register_mixer
+from subquad.mixers.base import Mixer, State, register_mixer
 from subquad.mixers.transnormer import TransNormerMixer
 from subquad.ops.blocks import from_blocks, to_blocks
 from subquad.ops.packing import block_rows
@@ -176,3 +177,87 @@ class DiagAttention(TransNormerMixer):
         unfinished = (count < self.block_size)[:, None, None, None]
         state = (keys * unfinished, values * unfinished, count % self.block_size)
         return self.output(o.transpose(1, 2), x, real), state
+
+
+@register_mixer("diag_attention_2d")
+class DiagAttention2D(DiagAttention):
+    """Attention inside square tiles of a grid, as in the image models of TransNormer (arXiv 2210.10340).
+
+    Tiles begin in the first row and column; where `tile` does not divide the grid, the last ones end with it. Positions
+    begin in each tile and run row after row.
+
+    Args:
+        dim: Features in and out, a multiple of `num_heads`.
+        causal: Must be False.
+        height: Rows of the grid.
+        width: Columns of the grid.
+        tile: Rows and columns of a tile; the larger side of the grid makes one tile of all.
+        num_heads: Heads.
+        kernel: As in `DiagAttention`.
+        norm: As in `DiagAttention`.
+        positions: Relative positions of queries and keys: "lrpe", "rotary" or None.
+        bias: Whether the four maps have biases.
+        dropout: Probability of dropping weights in training.
+
+    Example:
+        >>> import torch
+        >>> from subquad.mixers import DiagAttention2D
+        >>> y, _ = DiagAttention2D(64, height=14, width=14)(torch.randn(2, 196, 64))
+        >>> y.shape
+        torch.Size([2, 196, 64])
+    """
+
+    directions = (False,)
+
+    def __init__(
+        self,
+        dim: int,
+        causal: bool = False,
+        *,
+        height: int,
+        width: int,
+        tile: int = 4,
+        num_heads: int = 8,
+        kernel: str = "relu",
+        norm: str | None = None,
+        positions: str | None = "lrpe",
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
+        if height < 1 or width < 1:
+            raise ValueError(f"a grid needs positive `height` and `width`, got {height} × {width}")
+        if tile < 1:
+            raise ValueError(f"`tile` must be positive, got {tile}")
+        super().__init__(
+            dim,
+            causal,
+            num_heads=num_heads,
+            block_size=tile * tile,
+            kernel=kernel,
+            norm=norm,
+            positions=positions,
+            bias=bias,
+            dropout=dropout,
+        )
+        self.grid = (height, width)
+        self.tile = tile
+
+    def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
+        """Mix a batch of grids (batch, height · width, dim)."""
+        places, tiles = self._tiles(x.device)
+        o, _, _ = self._attend_in_blocks(x, places.expand(x.shape[0], -1), tiles, None)
+        return self.output(o, x), None
+
+    def mix_packed(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Mix grids packed into one row."""
+        return Mixer.mix_packed(self, x, cu_seqlens)
+
+    def _tiles(self, device: torch.device) -> tuple[Tensor, int]:
+        """Where each position (height · width,) goes in the row of all tiles, and the number of tiles."""
+        assert self.grid is not None
+        height, width = self.grid
+        down, across = -(-height // self.tile), -(-width // self.tile)
+        row, column = torch.arange(height, device=device).unsqueeze(1), torch.arange(width, device=device)
+        tile = row // self.tile * across + column // self.tile
+        places = tile * self.block_size + row % self.tile * self.tile + column % self.tile
+        return places.flatten(), down * across

@@ -38,7 +38,7 @@ FAMILIES = {
     "tnn": GRID,
     "fd-tnn": GRID,
     "hgrn": (),
-    "transnormer-t2": (),
+    "transnormer-t2": (*GRID, "model.mixers.1.height=8", "model.mixers.1.width=8"),
     "primal": (),
     "transformer": (),
 }
@@ -84,7 +84,9 @@ def test_every_family_learns(shapes, tmp_path, family):
     run = tiny_run(shapes, tmp_path / "run", *FAMILIES[family], recipe=f"{family}-image-tiny")
     metrics = Run(run).metrics
     assert metrics["examples"] == 40
-    assert metrics["accuracy"] > 0.45  # by chance 0.25
+    # By chance the loss is ln 4 = 1.39 and the accuracy 0.25, which of 40 images says little.
+    assert metrics["loss"] < 1.0
+    assert metrics["accuracy"] > 0.35
     assert "top5_accuracy" not in metrics
 
 
