@@ -187,7 +187,8 @@ def lra(
     cells = lra_cells(runs)
     save_lra(cells, output)
     _print_table(*lra_table(cells))
-    typer.echo("accuracy × 100 on the test set; * recalled, verify against the paper; average (number of tasks)\n")
+    typer.echo("accuracy × 100 on the test set; average (number of tasks)")
+    typer.echo("* recalled, verify against the paper; † not the published data, see below\n")
     for line in [*lra_notes(cells), *(cell.describe() for cell in cells)]:
         typer.echo(line)
     typer.echo(output / "lra.json")

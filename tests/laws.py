@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"separate_phases": False, "expand_ratio": 0.5, "gate_rank": 3, "lower_bounds": False},
     ],
     "hgru_2d": [{}, {"complex": False, "norm": "rmsnorm", "bias": False}, {"separate_phases": False}],
-    "softmax": [{}, {"num_heads": 2, "rotary": True}],
+    "softmax": [{}, {"num_heads": 2, "rotary": True}, {"num_heads": 3, "head_dim": 2, "bias": False}],
     "norm_attention": [
         {"num_heads": 2},
         {"num_heads": 1, "activation": "1+elu", "norm": "layernorm", "positions": "rotary", "bias": False},

@@ -43,7 +43,10 @@ SHRUNK_PUBLISHED = (
     *SHRUNK_TRAINING,
 )
 SHRUNK_TEXT = ("data.tokenizer=bytes", "data.block_size=64")
-KINDS_OF_INPUT = ("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder")
+KINDS_OF_INPUT = (
+    *("hgrn-lra-text", "tnn-lra-retrieval", "hgrn-lra-image", "fd-tnn-lra-pathfinder"),
+    *(f"transformer-lra-{task}-google" for task in ("listops", "text", "retrieval", "image", "pathfinder")),
+)
 IMAGES = (
     "tnn-im1k-tiny",
     "hgrn-im1k-tiny",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from subquad.evaluation.files import written
-from subquad.evaluation.plots import require_matplotlib
+from subquad.evaluation.plots import can_draw
 
 # More classes are unreadable as a matrix: the worst confusions are shown instead.
 MATRIX_CLASSES = 20
@@ -18,18 +18,14 @@ WORST = 20
 
 
 def save_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Write `confusion.json`, `confusion.csv` and `confusion.png`.
+    """Write `confusion.json`, `confusion.csv` and, where matplotlib is installed, `confusion.png`.
 
     Args:
         folder: The folder.
         confusion: (classes, classes) int64: how many images of a class, the row, were taken for another, the column.
         classes: Names of the classes.
         about: What it is of, for the JSON file.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
-    picture = draw_confusion(confusion, classes)
     rows = confusion.tolist()
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -39,8 +35,11 @@ def save_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], abou
         path.write_text(json.dumps({**about, "classes": list(classes), "matrix": rows}) + "\n", encoding="utf-8")
     with written(folder / "confusion.csv") as path:
         path.write_text(table.getvalue(), encoding="utf-8")
-    with written(folder / "confusion.png") as path:
-        path.write_bytes(picture)
+    picture = folder / "confusion.png"
+    picture.unlink(missing_ok=True)  # of an earlier evaluation
+    if can_draw(picture.name):
+        with written(picture) as path:
+            path.write_bytes(draw_confusion(confusion, classes))
 
 
 def worst_confusions(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
@@ -58,12 +57,7 @@ def worst_confusions(confusion: Tensor, classes: Sequence[str]) -> list[tuple[st
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> bytes:
-    """A PNG picture: of few classes the matrix, of many the worst confusions.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    require_matplotlib()
+    """A PNG picture, by matplotlib: of few classes the matrix, of many the worst confusions."""
     from matplotlib.figure import Figure
 
     few = len(classes) <= MATRIX_CLASSES

@@ -111,7 +111,7 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
         if peak is not None and memory_before is not None:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
             peak = peak - memory_before + weights
-    texts = 2 if getattr(model.config, "classifier", None) == "pair" else 1
+    texts = 2 if getattr(model.config, "is_of_pairs", False) else 1
     return TrainingSpeed(batch_size, length, texts * batch_size * length / min(times[1:]), peak)
 
 
@@ -128,7 +128,7 @@ def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.
         return {"pixel_values": torch.rand(batch_size, config.num_channels, *size, device=device), "labels": labels}
     if config.input_features is not None:
         return {"input_values": torch.rand(batch_size, length, config.input_features, device=device), "labels": labels}
-    shape = (batch_size, 2, length) if config.classifier == "pair" else (batch_size, length)
+    shape = (batch_size, 2, length) if config.is_of_pairs else (batch_size, length)
     return {"input_ids": torch.randint(config.vocab_size, shape, device=device), "labels": labels}
 
 

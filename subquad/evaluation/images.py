@@ -15,7 +15,6 @@ from subquad.data import DataError
 from subquad.data.images import EvaluationImages, ImageData, open_images
 from subquad.evaluation.accuracy import total_scores
 from subquad.evaluation.confusion import save_confusion
-from subquad.evaluation.plots import require_matplotlib
 from subquad.evaluation.runs import Run
 
 TOP = 5
@@ -160,7 +159,7 @@ def evaluate_image_run(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> ImageResult:
-    """Evaluate a run of the task "image-classification"; writes `confusion.json`, `.csv` and `.png` into its folder.
+    """Evaluate a run of the task "image-classification"; writes the confusion matrix into its folder.
 
     Args:
         run: The run.
@@ -171,9 +170,7 @@ def evaluate_image_run(
 
     Raises:
         DataError: The recipe is missing or damaged, or the classes are not those of the run.
-        ImportError: matplotlib is not installed.
     """
-    require_matplotlib()
     section, training = run.recipe.get("data"), run.recipe.get("training")
     if not isinstance(section, dict) or not isinstance(size := section.get("image_size"), int):
         raise DataError(f"{run.folder}: its data is not known (no recipe.yaml)")

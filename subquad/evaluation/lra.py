@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from subquad.data import DataError
-from subquad.data.lra.datasets import TASKS
+from subquad.data.lra import ListOpsLimits
+from subquad.data.lra.datasets import RULES, TASKS
 from subquad.data.lra.readers import SIZES
-from subquad.evaluation.extrapolation import require_matplotlib
 from subquad.evaluation.files import written
+from subquad.evaluation.plots import can_draw
 from subquad.evaluation.runs import Run
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
 
@@ -33,6 +34,7 @@ TITLES = {
 }
 CHANCE = {"listops": 17.0, "text": 50.0, "retrieval": 50.0, "image": 10.0, "pathfinder": 50.0, "pathx": 50.0}
 """Accuracy in per cent of the most frequent class, about."""
+RECALLED, NOTED = "*", "†"
 
 # Entries of a recipe that its result does not depend on.
 _NEUTRAL = {
@@ -70,6 +72,16 @@ class Published:
         """Updates of the published run."""
         return _shipped(self.recipe)["training"]["steps"]
 
+    @property
+    def pipeline(self) -> str:
+        """The code base that it comes from."""
+        return _shipped(self.recipe)["data"]["pipeline"]
+
+    @property
+    def changes(self) -> list[str]:
+        """What its images have that those of the task have not; see `Cell`."""
+        return _changes(_shipped(self.recipe)["data"])
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -88,6 +100,8 @@ class Cell:
         seeds: Of each run.
         runs: Their folders.
         data: Fingerprint of the data.
+        num_train: Number of training examples; None for runs that have not recorded it.
+        longest: Tokens of the longest text, or pixels; None likewise.
         published: The result that the runs are to reproduce; None where nothing like it was published.
         differences: Entries in which their recipe differs from that of the published result.
     """
@@ -104,6 +118,8 @@ class Cell:
     seeds: list[int]
     runs: list[str]
     data: str | None
+    num_train: int | None
+    longest: int | None
     published: Published | None
     differences: list[str]
 
@@ -214,9 +230,19 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
         seeds=seeds,
         runs=[str(run.folder) for run, *_ in group],
         data=first.data_fingerprint,
+        num_train=_recorded(first, "examples", "train"),
+        longest=_recorded(first, "longest_input"),
         published=published,
         differences=differences,
     )
+
+
+def _recorded(run: Run, *names: str) -> int | None:
+    """A number that a run has recorded of its data."""
+    entry = run.info.get("data")
+    for name in names:
+        entry = entry.get(name) if isinstance(entry, dict) else None
+    return entry if isinstance(entry, int) else None
 
 
 def _changes(data: Mapping[str, Any]) -> list[str]:
@@ -237,7 +263,7 @@ def published_results(task: str) -> list[Published]:
     """
     results = []
     for name in list_recipes():
-        if name.endswith(f"-lra-{task}"):
+        if "-lra-" in name and _shipped(name)["data"]["task"] == task:
             match = _FIRST_LINE.match(recipe_text(name).partition("\n")[0])
             assert match is not None, name
             results.append(Published(name, match["model"], float(match["accuracy"]), match["origin"]))
@@ -255,8 +281,7 @@ def _nearest_recipe(recipe: Mapping[str, Any], mixers: Sequence[str]) -> tuple[P
     nearest: tuple[Published | None, list[str]] = None, []
     for published in published_results(recipe["data"]["task"]):
         other = _shipped(published.recipe)
-        same_data = other["data"]["pipeline"] == recipe["data"]["pipeline"]
-        if same_data and _mixer_types(other["model"]["mixers"]) == mixers:
+        if published.pipeline == recipe["data"]["pipeline"] and _mixer_types(other["model"]["mixers"]) == mixers:
             names = _differences(recipe, other)
             if nearest[0] is None or len(names) < len(nearest[1]):
                 nearest = published, names
@@ -291,8 +316,8 @@ def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def lra_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     """The table as papers print it: a row for each model, and below it what was published of it.
 
-    Published numbers with a star are recalled from memory. The average is over the tasks whose number stands behind
-    it, and is missing where one of the first five is.
+    A star marks numbers that are recalled from memory, a dagger those that a note says something of. The average is
+    over the tasks whose number stands behind it, and is missing where one of the first five is.
 
     Returns:
         The names of the columns, and the rows.
@@ -301,22 +326,27 @@ def lra_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     for model, pipeline in dict.fromkeys((cell.model, cell.pipeline) for cell in cells):
         ours = {cell.task: cell for cell in cells if (cell.model, cell.pipeline) == (model, pipeline)}
         figures = {task: cell.accuracy for task, cell in ours.items()}
-        rows.append([model, pipeline, *_numbers(figures), _average(figures)])
+        marks = {task: NOTED * bool(_data_notes(cell)) for task, cell in ours.items()}
+        rows.append([model, pipeline, *_numbers(figures, marks), _average(figures)])
         if any(cell.published is not None for cell in ours.values()):
-            published = _published_of(model)
+            published = _published_of(model, pipeline)
             figures = {task: result.accuracy for task, result in published.items()}
-            stars = [task for task, result in published.items() if "recalled" in result.origin]
-            rows.append(["  published", pipeline, *_numbers(figures, stars), _average(figures)])
+            marks = {
+                task: RECALLED * ("recalled" in result.origin) + NOTED * bool(result.changes)
+                for task, result in published.items()
+            }
+            rows.append(["  published", pipeline, *_numbers(figures, marks), _average(figures)])
     return ["model", "pipeline", *TITLES.values(), "average"], rows
 
 
-def _published_of(model: str) -> dict[str, Published]:
+def _published_of(model: str, pipeline: str) -> dict[str, Published]:
     """What was published of a model, by task."""
-    return {task: result for task in TASKS for result in published_results(task) if result.model == model}
+    results = ((task, result) for task in TASKS for result in published_results(task))
+    return {task: result for task, result in results if (result.model, result.pipeline) == (model, pipeline)}
 
 
-def _numbers(figures: Mapping[str, float], stars: Iterable[str] = ()) -> list[str]:
-    return [f"{figures[task]:.2f}{'*' * (task in stars)}" if task in figures else "–" for task in TASKS]
+def _numbers(figures: Mapping[str, float], marks: Mapping[str, str]) -> list[str]:
+    return [f"{figures[task]:.2f}{marks[task]}" if task in figures else "–" for task in TASKS]
 
 
 def _average(figures: Mapping[str, float]) -> str:
@@ -326,18 +356,13 @@ def _average(figures: Mapping[str, float]) -> str:
 
 
 def lra_notes(cells: Sequence[Cell]) -> list[str]:
-    """What a reader must know of the table."""
-    notes = [f"{cell.title}: not the images of the task" for cell in cells if cell.changes]
+    """What a reader must know of the table: of which numbers the data is not the published one, and why."""
+    notes = [f"{cell.title}: {note}" for cell in cells for note in _data_notes(cell)]
     for model, pipeline in dict.fromkeys((cell.model, cell.pipeline) for cell in cells if cell.published is not None):
-        for task, result in _published_of(model).items():
-            if changes := _changes(_shipped(result.recipe)["data"]):
-                what = " + ".join([TITLES[task], *changes])
+        for task, result in _published_of(model, pipeline).items():
+            if result.changes:
+                what = " + ".join([TITLES[task], *result.changes])
                 notes.append(f"{model} ({pipeline}), {what}, as published: not the images of the task")
-    for cell in cells:
-        sizes = SIZES[cell.task]
-        size = sizes["test"] if "test" in sizes else sizes["all"] // 10
-        if cell.examples != size:
-            notes.append(f"{cell.title}: {cell.examples:,} test examples; the published data has {size:,}")
     for task in TASKS:
         for pipeline in dict.fromkeys(cell.pipeline for cell in cells):
             of = [cell for cell in cells if (cell.task, cell.pipeline) == (task, pipeline)]
@@ -346,17 +371,46 @@ def lra_notes(cells: Sequence[Cell]) -> list[str]:
     return notes
 
 
+def _data_notes(cell: Cell) -> list[str]:
+    """In what the data of a cell is not the published one."""
+    notes = ["not the images of the task"] if cell.changes else []
+    published = _published_sizes(cell.task)
+    for split, count in (("test", cell.examples), ("train", cell.num_train)):
+        if count is not None and count != published[split]:
+            kind = {"test": "test", "train": "training"}[split]
+            notes.append(f"{count:,} {kind} examples; the published data has {published[split]:,}")
+    longest = _published_longest(cell.task, cell.pipeline)
+    # How long the longest of the published expressions is nobody says; the others are cut to a length.
+    slack = 0.05 * longest if cell.task == "listops" else 0
+    if longest is not None and cell.longest is not None and abs(cell.longest - longest) > slack:
+        notes.append(f"inputs of up to {cell.longest:,} tokens; those of the published runs have up to {longest:,}")
+    return notes
+
+
+def _published_sizes(task: str) -> dict[str, int]:
+    """Examples for training and for the test in the published data."""
+    sizes = SIZES[task]
+    if "all" in sizes:
+        tenth = sizes["all"] // 10
+        return {"train": sizes["all"] - 2 * tenth, "test": tenth}
+    return {"train": sizes["train"] * 9 // 10 if task == "image" else sizes["train"], "test": sizes["test"]}
+
+
+def _published_longest(task: str, pipeline: str) -> int | None:
+    """Tokens of the longest text in the published runs; None for images, all of which have one size."""
+    rules = RULES.get((pipeline, task))
+    if rules is None or task != "listops":
+        return rules and rules.max_length
+    return ListOpsLimits().max_length - 1 + (pipeline == "s4")  # which puts `<eos>` behind
+
+
 def save_lra(cells: Sequence[Cell], output: Path | str) -> None:
-    """Write `lra.json` (everything), `lra.csv` (a line for each cell) and `lra.png`.
+    """Write `lra.json` (everything), `lra.csv` (a line for each cell) and, where matplotlib is installed, `lra.png`.
 
     Args:
         cells: From `lra_cells`.
         output: Folder to write to, made if it does not exist.
-
-    Raises:
-        ImportError: matplotlib is not installed.
     """
-    picture = _figure(cells)
     head, rows = lra_table(cells)
     content = {
         "table": [dict(zip(head, row, strict=True)) for row in rows],
@@ -374,8 +428,11 @@ def save_lra(cells: Sequence[Cell], output: Path | str) -> None:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with written(output / "lra.csv") as path:
         path.write_text(table.getvalue(), encoding="utf-8")
-    with written(output / "lra.png") as path:
-        path.write_bytes(picture)
+    picture = output / "lra.png"
+    picture.unlink(missing_ok=True)  # of other runs
+    if can_draw(picture.name):
+        with written(picture) as path:
+            path.write_bytes(_figure(cells))
 
 
 def _line(cell: Cell) -> dict[str, Any]:
@@ -393,7 +450,6 @@ def _line(cell: Cell) -> dict[str, Any]:
 
 def _figure(cells: Sequence[Cell]) -> bytes:
     """Bars of the accuracies by task, a line across each where a number was published, and chance."""
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     tasks = [task for task in TASKS if any(cell.task == task for cell in cells)]

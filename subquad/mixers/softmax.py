@@ -15,9 +15,10 @@ class SoftmaxAttention(Mixer):
     The state is the keys and values so far, so a token costs more the longer the text.
 
     Args:
-        dim: Features in and out, a multiple of `num_heads`.
+        dim: Features in and out.
         causal: Whether a position sees only itself and earlier ones.
         num_heads: Heads.
+        head_dim: Features of a head; None: `dim` divided by `num_heads`, which must divide it.
         rotary: Whether queries and keys get rotary positions; the head size must then be even.
         bias: Whether the four maps have biases.
         dropout: Probability of dropping attention weights in training.
@@ -39,22 +40,28 @@ class SoftmaxAttention(Mixer):
         causal: bool = True,
         *,
         num_heads: int = 8,
+        head_dim: int | None = None,
         rotary: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
     ):
         super().__init__(dim, causal)
-        if num_heads < 1 or dim % num_heads:
+        if num_heads < 1 or (head_dim is None and dim % num_heads):
             raise ValueError(f"`num_heads` must divide the {dim} features, got {num_heads}")
-        if rotary and dim // num_heads % 2:
-            raise ValueError(f"rotary positions need an even head size, got {dim} / {num_heads} = {dim // num_heads}")
+        if head_dim is None:
+            head_dim = dim // num_heads
+        if head_dim < 1:
+            raise ValueError(f"`head_dim` must be positive, got {head_dim}")
+        if rotary and head_dim % 2:
+            raise ValueError(f"rotary positions need an even head size, got {head_dim}")
+        width = num_heads * head_dim
         self.num_heads = num_heads
         self.rotary = rotary
         self.dropout = dropout
-        self.q_proj = nn.Linear(dim, dim, bias=bias)
-        self.k_proj = nn.Linear(dim, dim, bias=bias)
-        self.v_proj = nn.Linear(dim, dim, bias=bias)
-        self.output_proj = nn.Linear(dim, dim, bias=bias)
+        self.q_proj = nn.Linear(dim, width, bias=bias)
+        self.k_proj = nn.Linear(dim, width, bias=bias)
+        self.v_proj = nn.Linear(dim, width, bias=bias)
+        self.output_proj = nn.Linear(width, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -133,14 +134,40 @@ def _init_linear(linear: nn.Linear, std: float) -> None:
 
 
 def require_tokens(config: SubquadConfig) -> None:
-    """Hold that a model reads tokens, as one that predicts tokens must.
+    """Hold that a model reads tokens and nothing else, as one that predicts tokens must.
 
     Raises:
-        ValueError: If it reads images or numbers.
+        ValueError: If it reads images or numbers, or has a class token.
     """
+    if config.has_class_token:
+        raise ValueError('a language model has no class token: choose another `pooling` than "class_token"')
     for name in ("image_size", "input_features"):
         if getattr(config, name) is not None:
             raise ValueError(f"a language model reads tokens: leave `{name}` out of its configuration")
+
+
+class ClassToken(nn.Module):
+    """A learned vector before each sequence, zero at first (BERT, arXiv 1810.04805; as in the Long Range Arena).
+
+    Args:
+        dim: Features.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def reset_parameters(self) -> None:
+        """Zero."""
+        nn.init.zeros_(self.weight)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Put it before `x` (batch, length, dim), into its mask (batch, length) and into its positions."""
+        x = torch.cat([self.weight.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        mask = None if mask is None else F.pad(mask, (1, 0), value=1)
+        return x, mask, None if position_ids is None else F.pad(position_ids + 1, (1, 0))
 
 
 @dataclass
@@ -172,6 +199,7 @@ class SubquadModel(SubquadPreTrainedModel):
         else:
             self.main_input_name = "input_ids"
             self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_dim, padding_idx=config.pad_token_id)
+        self.class_token = ClassToken(config.embedding_dim) if config.has_class_token else None
         self.project_in = nn.Linear(config.embedding_dim, dim, bias=False) if config.embedding_dim != dim else None
         self.positions: nn.Module | None = None
         if config.position_embedding == "learned":
@@ -227,7 +255,8 @@ class SubquadModel(SubquadPreTrainedModel):
             **kwargs: Ignored; transformers passes some.
 
         Returns:
-            `last_hidden_state` (batch, length, output_size), `past_key_values`, `hidden_states`, and in training mode
+            `last_hidden_state` (batch, length, output_size), where there is a class token (batch, 1 + length, …),
+            `past_key_values`, `hidden_states`, and in training mode
             `auxiliary_losses`, the mean over the layers that add one, by name.
 
         Raises:
@@ -236,6 +265,11 @@ class SubquadModel(SubquadPreTrainedModel):
         embeddings = self._embeddings(
             input_ids=input_ids, inputs_embeds=inputs_embeds, input_values=input_values, pixel_values=pixel_values
         )
+        if self.class_token is not None:
+            if cu_seqlens is not None or past_key_values is not None:
+                raise ValueError("a class token stands before whole sequences: leave `cu_seqlens` and the cache out")
+            use_cache = False
+            embeddings, attention_mask, position_ids = self.class_token(embeddings, attention_mask, position_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         use_cache = use_cache and self.config.causal and cu_seqlens is None

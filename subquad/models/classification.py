@@ -99,6 +99,34 @@ class PairClassifier(MLPClassifier):
         return super().forward(torch.cat([a, b, a - b, a * b], dim=-1))
 
 
+class DeepPairClassifier(nn.Module):
+    """What two sequences are to each other: a network of [a, b] with two hidden layers, the second of half the width.
+
+    The head of the retrieval task in the original code of the Long Range Arena (arXiv 2011.04006).
+
+    Args:
+        dim: Features of each sequence.
+        num_labels: Number of classes.
+        hidden_size: Width of the first hidden layer, at least 2.
+        activation: φ of both, by name.
+    """
+
+    def __init__(self, dim: int, num_labels: int, hidden_size: int, activation: str = "gelu"):
+        super().__init__()
+        if hidden_size < 2:
+            raise ValueError(f"two hidden layers need a `classifier_hidden_size` of at least 2, got {hidden_size}")
+        self.dense = nn.Linear(2 * dim, hidden_size)
+        self.activation = get_activation(activation)
+        self.network = MLPClassifier(hidden_size, num_labels, hidden_size // 2, activation)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (batch, num_labels) of `features` (2 · batch, dim), the two of a pair one after the other."""
+        return self.network(self.activation(self.dense(features.unflatten(0, (-1, 2)).flatten(1))))
+
+
+NETWORKS = {"mlp": MLPClassifier, "pair": PairClassifier, "deep_pair": DeepPairClassifier}
+
+
 def build_classifier(config: SubquadConfig) -> nn.Module:
     """The network behind the pooled features that a configuration names."""
     dim, labels = config.output_dim, config.num_labels
@@ -108,8 +136,7 @@ def build_classifier(config: SubquadConfig) -> nn.Module:
     width = config.classifier_hidden_size or dim
     if config.classifier == "roberta":
         return RobertaClassifier(dim, labels, config.classifier_dropout, width)
-    kind = PairClassifier if config.classifier == "pair" else MLPClassifier
-    return kind(dim, labels, width, config.classifier_activation)
+    return NETWORKS[config.classifier](dim, labels, width, config.classifier_activation)
 
 
 def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
@@ -118,11 +145,14 @@ def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     Args:
         x: (batch, length, dim).
         mask: (batch, length), 0 for padding, or None.
-        pooling: "mean", "sum", "first", "last", or "padded_mean", the sum divided by the length with all padding.
+        pooling: "mean", "sum", "first", "last", "padded_mean", the sum divided by the length with all padding, or
+            "class_token", the first position, which is no token.
 
     Returns:
         (batch, dim); zero for a sequence without a real token.
     """
+    if pooling == "class_token":
+        return x[:, 0]
     real = torch.ones(x.shape[:2], dtype=torch.long, device=x.device) if mask is None else mask.long()
     if pooling in ("first", "last"):
         rank = real.cumsum(1) if pooling == "first" else real.flip(1).cumsum(1).flip(1)
@@ -141,11 +171,12 @@ class SubquadClassifier(SubquadPreTrainedModel):
 
     Args:
         config: Configuration of the model.
+        backbone: A backbone that is there already; default: a new one.
     """
 
-    def __init__(self, config: SubquadConfig):
+    def __init__(self, config: SubquadConfig, backbone: SubquadModel | None = None):
         super().__init__(config)
-        self.model = SubquadModel(config)
+        self.model = SubquadModel(config) if backbone is None else backbone
         self.norm = build_norm(config.pooling_norm, config.output_dim)
         self.classifier = build_classifier(config)
         self.post_init()
@@ -174,10 +205,11 @@ class SubquadClassifier(SubquadPreTrainedModel):
 
 
 class SubquadForSequenceClassification(SubquadClassifier):
-    """Classifier of sequences, or of pairs of sequences where the configuration's `classifier` is "pair".
+    """Classifier of sequences, or of pairs of sequences where the configuration's `classifier` is one of pairs.
 
     Args:
         config: Configuration of the model.
+        backbone: A backbone that is there already; default: a new one.
 
     Example:
         >>> import torch
@@ -188,10 +220,10 @@ class SubquadForSequenceClassification(SubquadClassifier):
         torch.Size([4, 3])
     """
 
-    def __init__(self, config: SubquadConfig):
+    def __init__(self, config: SubquadConfig, backbone: SubquadModel | None = None):
         if config.image_size is not None:
             raise ValueError("`image_size` is for images: use `SubquadForImageClassification`")
-        super().__init__(config)
+        super().__init__(config, backbone)
 
     def forward(
         self,
@@ -233,7 +265,7 @@ class SubquadForSequenceClassification(SubquadClassifier):
             "inputs_embeds": inputs_embeds,
             "input_values": input_values,
         }
-        if self.config.classifier == "pair":
+        if self.config.is_of_pairs:
             inputs = {name: None if x is None else _both(name, x) for name, x in inputs.items()}
         outputs = self.model(**inputs, output_hidden_states=output_hidden_states, use_cache=False)
         return SequenceClassifierOutput(**self.classify(outputs, inputs["attention_mask"], labels, num_items_in_batch))
@@ -270,8 +302,8 @@ class SubquadForImageClassification(SubquadClassifier):
     def __init__(self, config: SubquadConfig):
         if config.image_size is None:
             raise ValueError("an image classifier needs an `image_size` in its configuration")
-        if config.classifier == "pair":
-            raise ValueError('`classifier` "pair" is for sequences: use "linear" or "roberta"')
+        if config.is_of_pairs:
+            raise ValueError(f'`classifier` "{config.classifier}" is for sequences: use "linear" or "roberta"')
         super().__init__(config)
 
     def forward(

@@ -16,8 +16,9 @@ from subquad.registry import unknown_name
 NORM_POSITIONS = ("pre", "post", "branch")
 POSITION_EMBEDDINGS = ("sinusoidal", "interleaved_sinusoidal", "learned")
 PADDINGS = ("masked", "zeroed", "ordinary")
-POOLINGS = ("mean", "sum", "first", "last", "padded_mean")
-CLASSIFIERS = ("linear", "mlp", "roberta", "pair")
+POOLINGS = ("mean", "sum", "first", "last", "padded_mean", "class_token")
+CLASSIFIERS = ("linear", "mlp", "roberta", "pair", "deep_pair")
+PAIR_CLASSIFIERS = ("pair", "deep_pair")
 
 # transformers knows the length of what a cache holds only from layers that keep something for each token. A recurrent
 # state keeps nothing, so its layer is the kind that has room for both.
@@ -44,7 +45,8 @@ class SubquadConfig(PreTrainedConfig):
         position_embedding: None, or absolute positions that are added to the embeddings: "sinusoidal" (sines, then
             cosines, as in fairseq), "interleaved_sinusoidal" (as in the Long Range Arena), "learned".
         position_offset: Position of the first token (fairseq's published models count from 2).
-        max_position_embeddings: Number of learned positions; for images by default one for each patch.
+        max_position_embeddings: Number of learned positions; for images by default one for each patch (and the
+            class token).
         input_features: Numbers at each position of real-valued sequences, which a linear map takes in place of tokens.
         image_size: Height and width of images (one number for both), which a patch embedding takes in place of tokens.
         num_channels: Channels of images.
@@ -68,12 +70,14 @@ class SubquadConfig(PreTrainedConfig):
         eos_token_id: Token at the end of a text.
         tie_word_embeddings: Whether the output layer is the token embedding.
         pooling: What a classifier sees of a sequence's real tokens: their "mean" or "sum", the "first" or the "last";
-            "padded_mean": the sum divided by the length of the row, padding included.
+            "padded_mean": the sum divided by the length of the row, padding included; "class_token": what becomes of a
+            learned vector, zero at first, that stands before the sequence in a position of its own.
         pooling_norm: Norm of the pooled features, by name, or None.
         classifier: "linear"; "mlp": dense, activation, linear; "roberta": dense, tanh, linear; "pair": "mlp" over two
-            sequences' features [a, b, a − b, a ⊙ b].
+            sequences' features [a, b, a − b, a ⊙ b]; "deep_pair": over [a, b], with a second hidden layer of half the
+            width.
         classifier_hidden_size: Width between the two maps of a classifier; None: that of the features.
-        classifier_activation: Activation of "mlp" and "pair", by name.
+        classifier_activation: Activation of "mlp", "pair" and "deep_pair", by name.
         classifier_dropout: Probability of dropping entries before the linear maps of "linear" and "roberta".
         layer_types: Kinds of cache layers; follows from `mixers`.
 
@@ -195,7 +199,11 @@ class SubquadConfig(PreTrainedConfig):
                 rows, columns = build_patch_embedding(
                     self.patch_embedding, self.embedding_dim, self.image_size, self.num_channels
                 ).grid
-            self.max_position_embeddings = self.max_position_embeddings or rows * columns
+            self.max_position_embeddings = self.max_position_embeddings or rows * columns + self.has_class_token
+        if self.has_class_token and self.causal:
+            raise ValueError(
+                '`pooling` "class_token" needs `causal` false: the token stands first and must see the others'
+            )
         if self.position_embedding == "learned" and not self.max_position_embeddings:
             raise ValueError("learned positions need `max_position_embeddings`")
 
@@ -214,6 +222,16 @@ class SubquadConfig(PreTrainedConfig):
     def output_dim(self) -> int:
         """Width before the output layer."""
         return self.output_size or self.hidden_size
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a learned vector stands before each sequence."""
+        return self.pooling == "class_token"
+
+    @property
+    def is_of_pairs(self) -> bool:
+        """Whether an example of the classifier is a pair of sequences."""
+        return self.classifier in PAIR_CLASSIFIERS
+
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SubquadConfig":

@@ -1,6 +1,7 @@
 """Figures of image classifiers, and which classes they confuse."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -79,3 +80,12 @@ def test_names_of_classes_are_no_formulas(tmp_path, count):
 def test_a_perfect_classifier_has_a_picture(tmp_path):
     save_confusion(tmp_path, torch.eye(50).long(), [str(label) for label in range(50)], {})
     assert (tmp_path / "confusion.png").is_file()
+
+
+def test_without_matplotlib_there_is_no_picture_but_all_numbers(tmp_path, monkeypatch):
+    (tmp_path / "confusion.png").write_bytes(b"of an earlier evaluation")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.warns(UserWarning, match=r"confusion\.png is not drawn: .* pip install 'subquad\[plots\]'"):
+        save_confusion(tmp_path, torch.tensor([[3, 1], [2, 4]]), ("a", "b"), {"run": "r"})
+    assert json.loads((tmp_path / "confusion.json").read_text())["matrix"] == [[3, 1], [2, 4]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.csv", "confusion.json"]

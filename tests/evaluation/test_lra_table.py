@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from subquad import cli
 from subquad.data import DataError
 from subquad.evaluation import Run
 from subquad.evaluation.accuracy import open_examples
-from subquad.evaluation.lra import TITLES, lra_cells, lra_notes, lra_table, published_results
+from subquad.evaluation.lra import TITLES, lra_cells, lra_notes, lra_table, published_results, save_lra
 from subquad.training.recipe import list_recipes, load_recipe
 
 TEST_SIZES = {"listops": 2000, "text": 25_000, "retrieval": 17_437, "image": 10_000, "pathfinder": 20_000}
@@ -48,6 +49,8 @@ def test_the_table_has_ours_beside_what_was_published(tmp_path):
         lra_run(tmp_path / "b", "tnn-lra-listops", accuracy=0.375),
         lra_run(tmp_path / "c", "transnormer-t2-lra-listops", "training.steps=300"),
         lra_run(tmp_path / "d", "primal-trans-lra-listops", accuracy=0.3),
+        lra_run(tmp_path / "e", "transformer-lra-image-google", accuracy=0.4),
+        lra_run(tmp_path / "f", "transformer-lra-image", accuracy=0.41),
     ]
     result = call("lra", *runs, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -60,6 +63,10 @@ def test_the_table_has_ours_beside_what_was_published(tmp_path):
         ["  published", "s4", "61.04*", "87.90", "90.97", "88.24", "93.00", "96.10", "86.21 (6)"],
         ["Primal.+Trans.", "byte", "30.00", "–", "–", "–", "–", "–", "–"],
         ["  published", "byte", "37.30", "65.40", "81.00", "43.90", "74.30", "–", "60.38 (5)"],
+        ["Transformer", "google", "–", "–", "–", "40.00", "–", "–", "–"],
+        ["  published", "google", "36.37", "64.27", "57.46", "42.44", "71.40", "–", "54.39 (5)"],
+        ["Transformer", "s4", "–", "–", "–", "41.00", "–", "–", "–"],
+        ["  published", "s4", "38.37*", "61.95", "80.69", "40.57", "65.26", "–", "57.37 (5)"],
     ]
     assert "300 of the published 15,000 updates" in result.stdout
     content = json.loads((tmp_path / "out" / "lra.json").read_text())
@@ -78,6 +85,13 @@ def test_the_table_has_ours_beside_what_was_published(tmp_path):
         ("text", pytest.approx(65.43)),
     ]
     assert (tmp_path / "out" / "lra.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_no_picture_but_all_numbers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.warns(UserWarning, match=r"lra\.png is not drawn: .* pip install 'subquad\[plots\]'"):
+        save_lra(lra_cells([lra_run(tmp_path / "run", "tnn-lra-listops")]), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lra.csv", "lra.json"]
 
 
 def test_a_cell_says_what_its_number_is_of(tmp_path):
@@ -132,6 +146,8 @@ def test_notes(tmp_path):
         "HGRN (s4), Image + colour + augment, as published: not the images of the task",
     ]
     assert lra_notes(lra_cells(runs)) == changed
+    _, rows = lra_table(lra_cells(runs))
+    assert [row[5] for row in rows[:4]] == ["50.00†", "88.69*†", "50.00", "88.24"]
     (tmp_path / "b" / "run.json").write_text('{"data": {"fingerprint": "f00d"}}')
     assert lra_notes(lra_cells(runs))[2:] == ["Image (s4): the runs are not of the same data"]
 
@@ -139,9 +155,47 @@ def test_notes(tmp_path):
 def test_notes_of_what_the_published_row_is_of_and_of_small_data(tmp_path):
     runs = [lra_run(tmp_path / "a", "hgrn-lra-listops", examples=500), lra_run(tmp_path / "b", "tnn-lra-pathfinder")]
     assert lra_notes(lra_cells(runs)) == [
-        "HGRN (s4), Image + colour + augment, as published: not the images of the task",
         "HGRN (s4), ListOps: 500 test examples; the published data has 2,000",
+        "HGRN (s4), Image + colour + augment, as published: not the images of the task",
     ]
+
+
+def recorded(folder, train, longest):
+    """What training writes into `run.json` of the data."""
+    record = {"fingerprint": "f", "examples": {"train": train, "valid": 9, "test": 9}, "longest_input": longest}
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "data": record}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "longest", "expected"),
+    [
+        ("tnn-lra-listops", 96_000, 2000, []),
+        ("tnn-lra-listops", 96_000, 1990, []),
+        ("tnn-lra-listops", 96_000, 65, ["inputs of up to 65 tokens; those of the published runs have up to 2,000"]),
+        (
+            "transformer-lra-listops-google",
+            10_000,
+            900,
+            [
+                "10,000 training examples; the published data has 96,000",
+                "inputs of up to 900 tokens; those of the published runs have up to 1,999",
+            ],
+        ),
+        ("tnn-lra-text", 25_000, 4096, []),
+        ("tnn-lra-text", 25_000, 1024, ["inputs of up to 1,024 tokens; those of the published runs have up to 4,096"]),
+        ("tnn-lra-text", 22_500, 4096, ["22,500 training examples; the published data has 25,000"]),
+        ("primal-lra-retrieval", 147_086, 4000, []),
+        ("tnn-lra-image", 45_000, 1024, []),
+        ("tnn-lra-pathfinder", 160_000, 1024, []),
+        ("tnn-lra-pathfinder", 80, 1024, ["80 training examples; the published data has 160,000"]),
+    ],
+)
+def test_data_that_is_not_the_published_one_is_marked_and_named(tmp_path, recipe, train, longest, expected):
+    (cell,) = lra_cells([recorded(lra_run(tmp_path / "run", recipe), train, longest)])
+    own = [note.removeprefix(f"{cell.title}: ") for note in lra_notes([cell]) if note.startswith(f"{cell.title}: ")]
+    assert own == expected
+    assert ("50.00†" in lra_table([cell])[1][0]) == bool(expected)
 
 
 def test_a_recipe_may_leave_the_mixers_to_the_configuration(tmp_path):
@@ -197,6 +251,7 @@ def test_every_recipe_of_the_arena_says_its_published_number():
     assert sorted(result.recipe for result in results) == [name for name in list_recipes() if "-lra-" in name]
     assert {result.origin for result in results} == {
         "as later papers cite it",
+        "from the leaderboard of the released code",
         "read from the paper's table",
         "recalled, verify against the paper",
     }

@@ -28,18 +28,19 @@ def grids(height=HEIGHT, width=WIDTH):
 def test_it_is_its_formula_in_every_tile(kernel, tile):
     """Of a grid that most tiles do not divide, tile by tile; what is missing from one is no key."""
     attention, x = mixer(kernel=kernel, tile=tile), grids()
-    picture = x.unflatten(1, (HEIGHT, WIDTH))
+    picture, lrpe = x.unflatten(1, (HEIGHT, WIDTH)), attention.positions
+    assert lrpe is not None
     expected = torch.empty_like(picture)
     for top in range(0, HEIGHT, tile):
         for left in range(0, WIDTH, tile):
             here = picture[:, top : top + tile, left : left + tile]
             places = torch.tensor([[tile * i + j for j in range(here.shape[2])] for i in range(here.shape[1])])
-            angles = attention.positions.angles(places.flatten()).unsqueeze(1)
+            angles = lrpe.angles(places.flatten()).unsqueeze(1)
             q, k, v = (
                 proj(here.flatten(1, 2)).unflatten(-1, (HEADS, -1))
                 for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
-            q, k = attention.positions(q, angles), attention.positions(k, angles)
+            q, k = lrpe(q, angles), lrpe(k, angles)
             scores = torch.einsum("bihd,bjhd->bhij", q, k) / (DIM // HEADS) ** 0.5
             weights = scores.softmax(-1) if kernel == "softmax" else scores.relu()
             o = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)

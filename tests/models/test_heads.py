@@ -13,7 +13,7 @@ from subquad import (
     SubquadForMaskedLM,
     SubquadForSequenceClassification,
 )
-from subquad.models.classification import PairClassifier, pool
+from subquad.models.classification import DeepPairClassifier, PairClassifier, pool
 
 BASE = {
     "vocab_size": 50,
@@ -51,11 +51,26 @@ MODELS = {
         {"classifier": "mlp", "classifier_hidden_size": 5, "classifier_activation": "relu"},
     ),
     "pairs": (SubquadForSequenceClassification, AutoModelForSequenceClassification, {"classifier": "pair"}),
+    "deep-pairs": (
+        SubquadForSequenceClassification,
+        AutoModelForSequenceClassification,
+        {"classifier": "deep_pair", "classifier_hidden_size": 6},
+    ),
+    "class-token": (
+        SubquadForSequenceClassification,
+        AutoModelForSequenceClassification,
+        {"pooling": "class_token", "position_embedding": "learned", "max_position_embeddings": 20},
+    ),
     "values": (SubquadForSequenceClassification, AutoModelForSequenceClassification, {"input_features": 2}),
     "images": (
         SubquadForImageClassification,
         AutoModelForImageClassification,
         {**IMAGES, "pooling_norm": "simple_rmsnorm", "final_norm": None, "position_embedding": "learned"},
+    ),
+    "images-class-token": (
+        SubquadForImageClassification,
+        AutoModelForImageClassification,
+        {**IMAGES, "mixers": [{"type": "softmax"}], "pooling": "class_token", "position_embedding": "learned"},
     ),
     "images-conv": (
         SubquadForImageClassification,
@@ -92,7 +107,7 @@ def example(model):
     if isinstance(model, SubquadForMaskedLM):
         labels = torch.where(torch.arange(9) % 3 == 1, tokens(2, 9), -100)
         return {"input_ids": tokens(2, 9), "attention_mask": mask, "labels": labels}
-    if config.classifier == "pair":
+    if config.is_of_pairs:
         pairs = torch.stack([mask, mask.flip(0)], dim=1)
         return {"input_ids": tokens(2, 2, 9), "attention_mask": pairs, "labels": torch.tensor([0, 2])}
     return {"input_ids": tokens(2, 9), "attention_mask": mask, "labels": torch.tensor([0, 2])}
@@ -141,7 +156,7 @@ def test_compiles_in_one_graph(name):
     assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@pytest.mark.parametrize("name", ["masked-lm", "sequences", "batch-norm", "roberta", "values"])
+@pytest.mark.parametrize("name", ["masked-lm", "sequences", "batch-norm", "roberta", "class-token", "values"])
 @pytest.mark.parametrize("training", [False, True])
 def test_padding_changes_nothing(name, training):
     model = build(name).train(training)
@@ -251,6 +266,32 @@ def test_pairs_are_compared():
     assert_close(model(**inputs).logits, expected)
     with pytest.raises(ValueError, match=r"`input_ids` of shape \(batch, 2, length, ...\), got \(2, 9\)"):
         model(tokens(2, 9))
+
+
+def test_pairs_in_a_deeper_network():
+    classifier = DeepPairClassifier(4, 3, 6, "relu").double()
+    a, b = torch.randn(2, 5, 4, dtype=torch.float64)
+    second, last = classifier.network.dense, classifier.network.output_proj
+    assert [tuple(m.weight.shape) for m in (classifier.dense, second, last)] == [(6, 8), (3, 6), (3, 3)]
+    expected = last(second(classifier.dense(torch.cat([a, b], dim=1)).relu()).relu())
+    assert_close(classifier(torch.stack([a, b], dim=1).flatten(0, 1)), expected)
+
+
+def test_a_class_token_is_one_more_vector_before_the_sequence():
+    model = build("class-token")
+    assert not SubquadForSequenceClassification(model.config).model.class_token.weight.any()
+    ids, positions = tokens(2, 7), torch.arange(7).expand(2, 7) + 3
+    vectors = model.model.embed_tokens(ids)
+    longer = torch.cat([model.model.class_token.weight.expand(2, 1, -1), vectors], dim=1)
+    plain = build("class-token", pooling="first")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert_close(model(ids).logits, plain(inputs_embeds=longer).logits)
+    moved = torch.cat([torch.zeros(2, 1, dtype=torch.long), positions + 1], dim=1)
+    expected = plain(inputs_embeds=longer, position_ids=moved).logits
+    assert_close(model(ids, position_ids=positions).logits, expected)
+    assert model.model(ids).last_hidden_state.shape == (2, 8, 16)
+    with pytest.raises(ValueError, match="before whole sequences"):
+        model.model(ids[:1], cu_seqlens=torch.tensor([0, 3, 7]))
 
 
 def test_labels_of_classes_and_probabilities():
@@ -363,7 +404,7 @@ def test_sizes_of_published_models(name):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
 
 
-@pytest.mark.parametrize("name", ["masked-lm", "batch-norm", "roberta"])
+@pytest.mark.parametrize("name", ["masked-lm", "batch-norm", "roberta", "class-token"])
 def test_exports_with_any_length(name):
     model = build(name, torch.float32)
     length = torch.export.Dim("length", min=2, max=20)
@@ -408,8 +449,12 @@ def test_stochastic_depth_skips_whole_branches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "unknown pooling 'max'. Did you mean 'mean'? Valid: first, last, mean, padded_mean, sum"),
+        (
+            {"pooling": "max"},
+            "unknown pooling 'max'. Did you mean 'mean'? Valid: class_token, first, last, mean, padded_mean, sum",
+        ),
         ({"classifier": "linaer"}, "unknown classifier 'linaer'. Did you mean 'linear'"),
+        ({"pooling": "class_token", "causal": True}, '"class_token" needs `causal` false'),
         ({"padding": "zero"}, "unknown padding 'zero'. Did you mean 'zeroed'"),
         ({"position_embedding": "sinusoid"}, "unknown position embedding 'sinusoid'. Did you mean 'sinusoidal'"),
         ({"pooling_norm": "rms"}, "unknown norm 'rms'"),
@@ -436,6 +481,12 @@ def test_impossible_configurations(options, message):
         (SubquadForCausalLM, {"causal": True, "norm": "batchnorm"}, "batch norm sees later tokens"),
         (SubquadForMaskedLM, {"input_features": 1}, "reads tokens: leave `input_features` out"),
         (SubquadForCausalLM, {**IMAGES, "causal": True, "mixers": [{"type": "tno"}]}, "leave `image_size` out"),
+        (SubquadForMaskedLM, {"pooling": "class_token"}, "has no class token"),
+        (
+            SubquadForSequenceClassification,
+            {"classifier": "deep_pair", "classifier_hidden_size": 1},
+            "at least 2, got 1",
+        ),
         (SubquadForImageClassification, {}, "needs an `image_size`"),
         (SubquadForImageClassification, {**IMAGES, "classifier": "pair"}, "is for sequences"),
         (SubquadForSequenceClassification, IMAGES, "use `SubquadForImageClassification`"),

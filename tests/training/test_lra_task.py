@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 
@@ -20,7 +21,7 @@ from subquad.evaluation import Run, compare, evaluate_accuracy, evaluate_run
 from subquad.evaluation.accuracy import open_examples
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
 from subquad.training.schedules import build_schedule
-from subquad.training.tasks.lra import classifier_config
+from subquad.training.tasks.lra import SequenceClassification, classifier_config
 from subquad.training.train import _check, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
@@ -98,12 +99,17 @@ def test_from_generator_to_accuracy_by_commands(tmp_path):
     assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
 
 
-def test_a_run_says_what_it_is(run):
+def test_a_run_says_what_it_is(run, listops):
     opened = Run(run)
     assert opened.task == opened.metrics["task"] == "sequence-classification"
     assert opened.metrics["accuracy"] == opened.metrics["correct"] / 17
     assert opened.data_name == "Long Range Arena listops (s4)"
     assert opened.metrics["validation"] == "as in the files"
+    rows = [row for table in (listops / "listops-1000").glob("*.tsv") for row in table.read_text().splitlines()[1:]]
+    lengths = [len(re.sub("[()]", "", row.partition("\t")[0]).split()) for row in rows]
+    record = opened.info["data"]
+    assert record["examples"] == {"train": 60, "valid": 13, "test": 17}
+    assert record["longest_input"] == max(lengths) + 1  # the end symbol
     last = evaluate_accuracy(
         AutoModelForSequenceClassification.from_pretrained(run / "checkpoints" / "checkpoint-20"),
         open_examples(opened, progress=False),
@@ -204,7 +210,10 @@ def files(tmp_path_factory):
         ("tnn-lra-retrieval", ("data.pipeline=byte", "model.padding=masked"), (2, 2, None)),
         ("primal-lra-image", ("training.precision=fp32",), (4, 10, None)),
         ("primal-trans-lra-pathfinder", ("model.num_hidden_layers=2",), (1, 2, None)),
-        ("transformer-lra-text", ("data.pipeline=google", "model.padding=masked"), (6, 2, None)),
+        ("transformer-lra-text-google", (), (6, 2, None)),
+        ("transformer-lra-retrieval-google", (), (2, 2, None)),
+        ("transformer-lra-image-google", (), (4, 10, None)),
+        ("transformer-lra-pathfinder-google", (), (1, 2, None)),
     ],
 )
 def test_every_kind_of_input_is_learned_from(files, tmp_path, recipe, overrides, expected):
@@ -214,8 +223,21 @@ def test_every_kind_of_input_is_learned_from(files, tmp_path, recipe, overrides,
     config = Run(folder).load_model().config
     assert (result.examples, config.num_labels, config.input_features) == expected
     assert result.correct == Run(folder).metrics["correct"]
-    head = "linear" if Run(folder).recipe["data"]["pipeline"] == "s4" else "mlp"
-    assert config.classifier == ("pair" if "retrieval" in recipe else head)
+    heads = {"s4": ("linear", "pair"), "byte": ("mlp", "pair"), "google": ("mlp", "deep_pair")}
+    assert config.classifier == heads[Run(folder).recipe["data"]["pipeline"]]["retrieval" in recipe]
+
+
+def test_images_are_changed_by_the_seed_of_the_run(files):
+    first, again, other = (
+        SequenceClassification(load_recipe("hgrn-lra-image", [f"data.source={files}", f"training.seed={seed}"])).data
+        for seed in (1, 1, 2)
+    )
+    inputs = [
+        torch.stack([data.train.example(i, 0)["input_values"] for i in range(8)]) for data in (first, again, other)
+    ]
+    assert torch.equal(inputs[0], inputs[1])
+    assert not torch.equal(inputs[0], inputs[2])
+    assert first.fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.0, "chosen on the test set"), (0.34, "held out with seed 42")])
@@ -257,6 +279,54 @@ def test_every_recipe_is_the_published_model(family, task):
     assert recipe.training.steps % recipe.training.eval_steps == 0
 
 
+# Of the original code: features, layers, features of the queries, width of all hidden layers, learned positions.
+GOOGLE = {
+    "listops": (512, 4, 512, 1024, 0),
+    "text": (256, 4, 256, 1024, 0),
+    "retrieval": (128, 4, 128, 512, 0),
+    "image": (128, 1, 64, 128, 1025),
+    "pathfinder": (32, 4, 16, 32, 0),
+}
+
+
+@pytest.mark.parametrize("task", GOOGLE)
+def test_recipes_of_the_original_code_have_its_size(task):
+    dim, layers, width, hidden, positions = GOOGLE[task]
+    name = f"transformer-lra-{task}-google"
+    recipe = load_recipe(name)
+    _check(recipe)
+    rows = {"listops": 17, "image": 256, "pathfinder": 256}.get(task, 257)
+    config = classifier_config(recipe, vocab_size=rows, input_features=None)
+    with torch.device("meta"):
+        model = SubquadForSequenceClassification(config)
+    labels = config.num_labels
+    block = 4 * dim * width + (2 * dim * hidden + hidden + dim) + 2 * 2 * dim
+    if task == "retrieval":
+        half = hidden // 2
+        head = (2 * dim * hidden + hidden) + (hidden * half + half) + (half * labels + labels)
+    else:
+        head = (dim * hidden + hidden) + (hidden * labels + labels)
+    token = dim if task in ("listops", "text", "image") else 0
+    expected = rows * dim + positions * dim + token + layers * block + 2 * dim + head
+    assert model.num_parameters() == expected
+    assert f"{expected:,} parameters." in recipe_text(name).splitlines()[0]
+    assert recipe.training.steps % recipe.training.eval_steps == 0
+
+
+@pytest.mark.parametrize("task", GOOGLE)
+def test_rates_of_the_original_code(task):
+    training = load_recipe(f"transformer-lra-{task}-google").training
+    rate, warmup = build_schedule(training.schedule, training.steps), training.schedule["warmup"]
+    base = {"image": 5e-4, "pathfinder": 1e-3}.get(task)
+    for step in (0, 1, warmup // 2, warmup, warmup + 1, 2 * warmup, training.steps):
+        rise = min(1.0, step / warmup)
+        if base is None:
+            expected = 0.05 * rise / max(step, warmup) ** 0.5
+        else:
+            expected = base * rise * (1 + math.cos(math.pi * max(0, step - warmup) / training.steps)) / 2
+        assert rate(step) == pytest.approx(expected, rel=1e-12), step
+
+
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
@@ -286,7 +356,8 @@ def test_initial_values_are_the_published_ones():
 
 def test_every_cell_of_the_published_tables_has_a_recipe():
     found = [name for name in list_recipes() if "-lra-" in name]
-    assert sorted(found) == sorted(f"{family}-lra-{task}" for family, task in CELLS)
+    google = [f"transformer-lra-{task}-google" for task in GOOGLE]
+    assert sorted(found) == sorted([*google, *(f"{family}-lra-{task}" for family, task in CELLS)])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ A *pipeline* is a code base that published numbers come from; they differ in wha
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -137,6 +138,12 @@ class TokenExamples(Dataset[dict[str, Any]]):
         texts = [self.ids[start:stop].astype(np.int64) for start, stop in zip(starts, stops, strict=False)]
         return {"input_ids": [torch.from_numpy(text) for text in texts], "labels": int(self.labels[example])}
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        lengths = np.diff(self.ends, prepend=0).reshape(-1, self.texts_per_example)
+        return int(lengths[self.indices].max())
+
     def identity(self) -> list[np.ndarray]:
         """What tells these examples from others."""
         return [self.ids, self.ends, self.labels, self.indices]
@@ -207,6 +214,11 @@ class ImageExamples(Dataset[dict[str, Any]]):
         converted = self.convert(pixels)
         name = "input_values" if converted.is_floating_point() else "input_ids"
         return {name: converted, "labels": int(self.images.labels[image])}
+
+    @property
+    def longest(self) -> int:
+        """Pixels of an image."""
+        return math.prod(self.images.pixels(int(self.indices[0])).shape[:2])
 
     def identity(self) -> list[np.ndarray]:
         """What tells these examples from others: their classes, and their places in the release."""
@@ -352,10 +364,20 @@ class LRAData:
     def fingerprint(self) -> str:
         """Equal for equal examples, wherever their files are."""
         digest = hashlib.sha256(f"{self.task} {self.pipeline}".encode())
-        for examples in (self.train, self.valid, self.test):
+        for examples in self.splits.values():
             for array in examples.identity():
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    @property
+    def splits(self) -> dict[str, TokenExamples | ImageExamples]:
+        """The examples by split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
+    def longest(self) -> int:
+        """Tokens or pixels of the longest input."""
+        return max(examples.longest for examples in self.splits.values())
 
 
 def open_lra(
@@ -372,6 +394,7 @@ def open_lra(
     augment: bool = False,
     permute: str | None = None,
     seed: int = SEED,
+    augment_seed: int = 0,
     strict: bool = False,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -393,7 +416,8 @@ def open_lra(
         augment: Change the training images of `image` by random crops and mirror images.
         permute: Another order of the pixels of `image` (s4): `bit_reversal`, `snake` or `hilbert`; or `transpose`, the
             pixels column after column as further features beside those row after row.
-        seed: Of the random division of examples, and of augmentation.
+        seed: Of the random division of examples.
+        augment_seed: Of the changes of `augment`.
         strict: Compute the value of every expression; other numbers of examples than were published are errors.
         cache_dir: Where encoded texts are kept; default the environment's `SUBQUAD_CACHE`, else `~/.cache/subquad`.
         progress: Show a progress bar.
@@ -441,8 +465,12 @@ def open_lra(
         convert = centred_grey
     if permute is not None:
         convert = Reordered(convert, permute)
-    open_images = _open_cifar if task == "image" else _open_pathfinder
-    train, valid, test = open_images(task, Path(root), pipeline, convert, augment, seed, strict)
+    if task == "image":
+        train, valid, test = _open_cifar(Path(root), pipeline, convert, seed, strict)
+        if augment:  # but no validation images, which the published code changes too
+            train = ImageExamples(train.images, train.indices, convert, crop_and_flip, augment_seed)
+    else:
+        train, valid, test = _open_pathfinder(task, Path(root), pipeline, convert, seed, strict)
     features = None if convert in (byte_pixels, grey_tokens) else num_features(colour, permute)
     vocab_size = 256 if features is None else None
     how = "held out from the training images" if task == "image" else "a tenth of the images"
@@ -452,28 +480,25 @@ def open_lra(
 # Images
 
 
-def _open_cifar(
-    task: str, root: Path, pipeline: str, convert: Callable, augment: bool, seed: int, strict: bool
-) -> list[ImageExamples]:
+def _open_cifar(root: Path, pipeline: str, convert: Callable, seed: int, strict: bool) -> list[ImageExamples]:
     parts: dict[str, CifarImages] = {part: read_cifar10(root, part, strict=strict) for part in ("train", "test")}
     for part, images in parts.items():
-        readers.check_size(task, part, len(images), strict=strict)
+        readers.check_size("image", part, len(images), strict=strict)
     size = len(parts["train"])
     num_train = size * 9 // 10
     if pipeline == "s4":
         train, valid = random_split([num_train, size - num_train], seed)
     else:
         train, valid = np.split(np.arange(size), [num_train])
-    # Validation images are never augmented; those of the published code are.
     return [
-        ImageExamples(parts["train"], train, convert, crop_and_flip if augment else None, seed),
+        ImageExamples(parts["train"], train, convert),
         ImageExamples(parts["train"], valid, convert),
         ImageExamples(parts["test"], np.arange(len(parts["test"])), convert),
     ]
 
 
 def _open_pathfinder(
-    task: str, root: Path, pipeline: str, convert: Callable, augment: bool, seed: int, strict: bool
+    task: str, root: Path, pipeline: str, convert: Callable, seed: int, strict: bool
 ) -> list[ImageExamples]:
     images = readers.read_pathfinder(root, 32 if task == "pathfinder" else 128)
     readers.check_size(task, "all", len(images), strict=strict)

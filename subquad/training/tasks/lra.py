@@ -18,6 +18,9 @@ from subquad.registry import unknown_name
 from subquad.training.recipe import LongRangeArenaRecipe, Recipe
 from subquad.training.tasks.base import Task, register_task
 
+# Of one sequence, and of a pair.
+HEADS = {"s4": ("linear", "pair"), "byte": ("mlp", "pair"), "google": ("mlp", "deep_pair")}
+
 
 def classifier_config(recipe: Recipe, *, vocab_size: int | None, input_features: int | None) -> SubquadConfig:
     """The configuration of a recipe's classifier; inputs, classes and head are those of the data.
@@ -34,7 +37,7 @@ def classifier_config(recipe: Recipe, *, vocab_size: int | None, input_features:
     assert isinstance(data, LongRangeArenaRecipe)
     from_data = {
         "num_labels": NUM_LABELS[data.task],
-        "classifier": "pair" if data.task == "retrieval" else "linear" if data.pipeline == "s4" else "mlp",
+        "classifier": HEADS[data.pipeline][data.task == "retrieval"],
         "input_features": input_features,
         "vocab_size": vocab_size or 1,
     }
@@ -81,7 +84,7 @@ class SequenceClassification(Task):
     def data(self) -> LRAData:
         """The examples of all splits."""
         options = dataclasses.asdict(self.recipe.data)
-        return open_lra(root=options.pop("source"), **options)
+        return open_lra(root=options.pop("source"), **options, augment_seed=self.recipe.training.seed)
 
     @property
     def train_data(self) -> Any:
@@ -98,11 +101,16 @@ class SequenceClassification(Task):
         """Pads as the pipeline does."""
         return self.data.train.collate
 
-    def data_record(self) -> dict[str, str]:
-        """Name and content of the data, and how validation came about."""
+    def data_record(self) -> dict[str, Any]:
+        """Name, content and size of the data, and how validation came about."""
         data = self.data
-        name = f"Long Range Arena {data.task} ({data.pipeline})"
-        return {"name": name, "fingerprint": data.fingerprint, "split_rule": f"validation: {data.validation}"}
+        return {
+            "name": f"Long Range Arena {data.task} ({data.pipeline})",
+            "fingerprint": data.fingerprint,
+            "split_rule": f"validation: {data.validation}",
+            "examples": {split: len(examples) for split, examples in data.splits.items()},
+            "longest_input": data.longest,
+        }
 
     def build_model(self) -> PreTrainedModel:
         """The model with its initial values."""
