@@ -159,20 +159,21 @@ def glue(
     ] = None,
 ) -> None:
     """Finetune a model on every task of GLUE and print one table; finished runs are not done again."""
+    from subquad.data.glue import GLUE_TASKS
+    from subquad.evaluation.glue import glue_note
     from subquad.training.glue import finetune_suite
 
+    names = list(GLUE_TASKS) if tasks is None else tasks.replace(",", " ").split()
     head, rows = finetune_suite(
         run,
         output,
         data=data,
-        tasks=None if tasks is None else tasks.replace(",", " ").split(),
+        tasks=names,
         seeds=_positive_numbers("--seeds", seeds),
         overrides=tuple(overrides or ()),
     )
     _print_table(head, rows)
-    typer.echo(
-        "median over the seeds, × 100: MRPC is F1, CoLA Matthews' and STS-B Pearson's correlation, all else accuracy"
-    )
+    typer.echo(glue_note(names))
     typer.echo(output / "glue.json")
 
 

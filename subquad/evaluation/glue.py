@@ -1,7 +1,7 @@
 """GLUE: the official metrics of a finetuned model, of whole splits, and the table of papers."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,13 @@ METRICS = {
     "pearson": pearson_correlation,
     "spearman": spearman_correlation,
 }
+TITLES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews' correlation",
+    "pearson": "Pearson's correlation",
+}
+"""Of the metrics that the table has."""
 # Of two classes, the one whose F1 is meant.
 POSITIVE = "1"
 
@@ -183,3 +190,17 @@ def glue_table(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[lis
         cells.append("/".join(f"{value:.2f}" for value in values))
         averaged.append(values[0])
     return [*head, "avg"], [[*cells, f"{statistics.mean(averaged):.2f}"]]
+
+
+def glue_note(tasks: Iterable[str]) -> str:
+    """What the numbers in the table of these tasks are.
+
+    Example:
+        >>> glue_note(["rte", "cola"])
+        "median over the seeds, × 100: CoLA is Matthews' correlation, all else accuracy"
+    """
+    kinds = {name: GLUE_TASKS[name].metrics[0] for name in GLUE_TASKS if name in set(tasks)}
+    others = [f"{GLUE_TASKS[name].title} is {TITLES[kind]}" for name, kind in kinds.items() if kind != "accuracy"]
+    if "accuracy" in kinds.values():
+        others.append("all else accuracy" if others else "accuracy")
+    return f"median over the seeds, × 100: {', '.join(others)}"

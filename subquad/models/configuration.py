@@ -214,15 +214,6 @@ class SubquadConfig(PreTrainedConfig):
         return self.mixers * (self.num_hidden_layers // len(self.mixers))
 
     @property
-    def embedding_dim(self) -> int:
-        """Width of the token embedding."""
-        return self.embedding_size or self.hidden_size
-
-    @property
-    def output_dim(self) -> int:
-        """Width before the output layer."""
-        return self.output_size or self.hidden_size
-    @property
     def has_class_token(self) -> bool:
         """Whether a learned vector stands before each sequence."""
         return self.pooling == "class_token"
@@ -232,6 +223,15 @@ class SubquadConfig(PreTrainedConfig):
         """Whether an example of the classifier is a pair of sequences."""
         return self.classifier in PAIR_CLASSIFIERS
 
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the token embedding."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def output_dim(self) -> int:
+        """Width before the output layer."""
+        return self.output_size or self.hidden_size
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SubquadConfig":

@@ -17,7 +17,7 @@ from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.glue import GLUE_TASKS
 from subquad.evaluation import Run, compare, evaluate_run, measure_run
-from subquad.evaluation.glue import evaluate_glue, glue_table
+from subquad.evaluation.glue import evaluate_glue, glue_note, glue_table
 from subquad.training.glue import finetune_suite
 from subquad.training.recipe import load_recipe
 from subquad.training.tasks import Glue
@@ -224,6 +224,18 @@ def test_the_suite_misses_data_before_the_first_run(pretrained, data, tmp_path):
     with pytest.raises(DataError, match=r"CoLA.*: no train\.tsv"):
         finetune_suite(pretrained, tmp_path / "suite", data=tmp_path / "glue", tasks=["rte", "cola"], seeds=[1])
     assert not (tmp_path / "suite").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        (["sst2", "rte"], "accuracy"),
+        (["stsb"], "STS-B is Pearson's correlation"),
+        (["cola", "mrpc", "rte"], "MRPC is F1, CoLA is Matthews' correlation, all else accuracy"),
+    ],
+)
+def test_the_note_below_the_table_is_of_its_tasks(tasks, expected):
+    assert glue_note(tasks) == f"median over the seeds, × 100: {expected}"
 
 
 def test_the_table_of_papers():

@@ -111,12 +111,14 @@ def open_images(
 
     Raises:
         DataNotFoundError: There is no data of a known form, or a file is missing.
-        DataError: A file is not what it should be, or nothing says what validation is.
+        DataError: A file is not what it should be, both CIFAR-10 and CIFAR-100 are there, or nothing says what
+            validation is.
         ValueError: `valid_fraction` is impossible.
     """
     root = Path(source)
     if not root.is_dir():
         raise DataNotFoundError(f"{source}: no such folder")
+    _check_is_one_cifar(root)
     form = next((form for form in _FORMS if form.is_there(root)), None)
     if image_root is not None:
         release = folders.read_lists(root, Path(image_root))
@@ -131,6 +133,14 @@ def open_images(
     return ImageData(
         name, tuple(release.classes), len(release.mean), release.mean, release.std, train, valid, test, rule
     )
+
+
+def _check_is_one_cifar(root: Path) -> None:
+    """Refuse to choose between two data sets."""
+    found = {release.title: cifar.find_cifar(root, release) for release in (cifar.CIFAR10, cifar.CIFAR100)}
+    if all(found.values()):
+        places = " and ".join(f"{title} in {place}" for title, place in found.items())
+        raise DataError(f"{root}: holds two data sets, {places}: give the folder of one of them")
 
 
 def _divide(

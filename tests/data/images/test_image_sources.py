@@ -71,6 +71,16 @@ def test_cifar10(tmp_path, protocol):
         assert data.train[5][:, 2, 3].tolist() == [row[67], row[1024 + 67], row[2048 + 67]]
 
 
+def test_two_data_sets_in_one_folder_are_named(tmp_path):
+    write.cifar10(tmp_path / "cifar-10-batches-py", 2)
+    write.cifar100(tmp_path / "cifar-100-python")
+    message = r"holds two data sets, CIFAR-10 in .*cifar-10-batches-py and CIFAR-100 in .*cifar-100-python: give the"
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path)
+    assert len(open_images(tmp_path / "cifar-10-batches-py").classes) == 10
+    assert len(open_images(tmp_path / "cifar-100-python").classes) == 100
+
+
 def test_cifar100_has_the_fine_classes(tmp_path):
     write.cifar100(tmp_path / "cifar-100-python")
     data = open_images(tmp_path)
