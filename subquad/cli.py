@@ -57,7 +57,9 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        help="Text file, folder, glob, hf:DATASET or python-docs; repeat for several files. Default: as in the recipe."
+        metavar="DATA",
+        help="Text file (.txt, .jsonl, .parquet …), folder, glob, hf:DATASET or python-docs; repeat for several files. "
+        "Of images, GLUE and the Long Range Arena: their folder. Default: as in the recipe.",
     ),
 ]
 Split = Annotated[str, typer.Option(help="Part of the data: train, valid or test.")]
@@ -83,10 +85,10 @@ def _options(
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="Name of a recipe (see `subquad recipes`) or a YAML file.")
+        str | None, typer.Argument(metavar="RECIPE", help="Name of a recipe (see `subquad recipes`) or a YAML file.")
     ] = None,
     data: Data = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder to write.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/RECIPE.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of the recipe; may be repeated."),
@@ -125,7 +127,10 @@ def evaluate(
     device: Device = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
 ) -> None:
-    """Evaluate on a text, where every token is scored, of a masked model every masked one, or classify examples."""
+    """Evaluate a model as its task asks.
+
+    The perplexity of a text, every token scored (of masked models every masked one), or the accuracy of a classifier.
+    """
     from subquad.evaluation import Run, evaluate_run
 
     split = split or Run(run).evaluated_split
@@ -158,7 +163,10 @@ def glue(
         typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of every recipe; may be repeated."),
     ] = None,
 ) -> None:
-    """Finetune a model on every task of GLUE and print one table; finished runs are not done again."""
+    """Finetune on all tasks of GLUE; prints one table.
+
+    What is finished is not done again, what was interrupted goes on.
+    """
     from subquad.data.glue import GLUE_TASKS
     from subquad.evaluation.glue import glue_note
     from subquad.training.glue import finetune_suite
@@ -179,10 +187,13 @@ def glue(
 
 @app.command()
 def lra(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of the Long Range Arena.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders of the Long Range Arena.")],
     output: Annotated[Path, typer.Option(help="Folder to write lra.json, lra.csv and lra.png to.")],
 ) -> None:
-    """Put runs of the Long Range Arena in the table of papers, beside what was published."""
+    """Print the table of the Long Range Arena.
+
+    Runs stand in the table of papers, beside what was published.
+    """
     from subquad.evaluation.lra import lra_cells, lra_notes, lra_table, save_lra
 
     cells = lra_cells(runs)
@@ -203,7 +214,10 @@ def extrapolate(
     split: Split = "test",
     device: Device = None,
 ) -> None:
-    """Evaluate at many lengths; writes extrapolation.json, .csv and .png into the run folder."""
+    """Evaluate a language model at many lengths.
+
+    Writes extrapolation.json, .csv and .png into the run folder.
+    """
     from subquad.evaluation import extrapolate_run
 
     results = extrapolate_run(
@@ -265,7 +279,7 @@ def generate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     output: Annotated[Path, typer.Option(help="Folder to write comparison.html and comparison.csv to.")],
     measure: Annotated[
         bool, typer.Option(help="Measure speed and memory of all runs here, one after the other, with equal shapes.")
@@ -288,7 +302,8 @@ def compare(
 @app.command()
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint of fairseq, Lightning or torch, or a Hugging Face folder.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="File of fairseq, Lightning or torch, or a Hugging Face folder."),
     ],
     output: Annotated[Path, typer.Option(help="Run folder to write.")],
     family: Annotated[str | None, typer.Option(help="Published family. Default: recognised from the weights.")] = None,
@@ -309,7 +324,10 @@ def convert(
         typer.Option("--set", metavar="KEY=VALUE", help="Set such an option; may be repeated."),
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into a run folder; runs nothing that is in it."""
+    """Turn a published checkpoint into a run folder.
+
+    Nothing that is in the checkpoint is executed.
+    """
     from subquad.compat.convert import convert
 
     made = convert(
@@ -342,16 +360,25 @@ def _recipes(context: typer.Context) -> None:
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the recipes that come with the package."""
-    from subquad.training.recipe import list_recipes
+    """List the recipes of the package, and what each is."""
+    import shutil
 
-    for recipe in list_recipes():
-        typer.echo(recipe)
+    from subquad.training.recipe import list_recipes, recipe_text
+
+    names = list_recipes()
+    width = max(map(len, names))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for name in names:
+        about = recipe_text(name).partition("\n")[0].removeprefix("# ")
+        typer.echo(f"{name:<{width}}  {about}"[:columns])
 
 
 @recipes.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
-    """Print a recipe; one that extends another is followed by all of its entries."""
+def show_recipe(name: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe.")]) -> None:
+    """Print a recipe.
+
+    One that extends another is followed by all of its entries.
+    """
     from subquad.training.recipe import recipe_text
 
     text = recipe_text(name)
@@ -382,7 +409,10 @@ def generate_listops(
     max_args: Annotated[int, typer.Option(help="Largest number of arguments.")] = 10,
     workers: Workers = None,
 ) -> None:
-    """Random nested expressions and their values, in the release's format."""
+    """Make ListOps: random nested expressions.
+
+    Their values stand beside them, in the release's format.
+    """
     from subquad.data.lra import ListOpsLimits, generate_listops
 
     limits = ListOpsLimits(min_length, max_length, max_depth, max_args)
@@ -400,7 +430,10 @@ def generate_pathfinder(
     seed: Seed = 0,
     workers: Workers = None,
 ) -> None:
-    """Random images of dashed paths and two discs, in the release's format."""
+    """Make Pathfinder or Path-X: random dashed paths.
+
+    The images and their list have the release's format.
+    """
     from subquad.data.lra import generate_pathfinder
 
     made = generate_pathfinder(output, resolution, count, difficulty=difficulty, seed=seed, num_workers=workers)

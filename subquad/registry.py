@@ -5,12 +5,17 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+LISTED = 40
+"""Of more valid names a message gives the nearest alone."""
+
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that does not exist: what was asked for, the nearest valid name, and all of them."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name), names, n=6, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    if len(names) > LISTED:
+        return f"unknown {kind} {name!r}.{hint} {len(names)} are valid, such as {', '.join(nearest or names[:6])}"
     return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(names)}"
 
 

@@ -32,7 +32,7 @@ def training(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "subquad.training.train", train)
     recipe = types.ModuleType("subquad.training.recipe")
     recipe.list_recipes = lambda: ["hgrn-tiny", "tnn-tiny"]
-    recipe.recipe_text = lambda name: f"# {name}\n"
+    recipe.recipe_text = lambda name: f"# about {name}\n"
     monkeypatch.setitem(sys.modules, "subquad.training.recipe", recipe)
     return calls
 
@@ -41,13 +41,16 @@ def fits_a_terminal(text):
     return all(len(line) <= 80 for line in text.splitlines())
 
 
-COMMANDS = ("train", "evaluate", "extrapolate", "generate", "compare", "convert", "data", "info", "lra", "recipes")
+COMMANDS = (
+    *("train", "evaluate", "extrapolate", "generate", "compare", "convert", "data", "glue", "info", "lra", "recipes"),
+)
 
 
 def test_help_of_every_command(call):
     text = call("--help").output
     assert all(command in text for command in COMMANDS)
     assert fits_a_terminal(text)
+    assert not any(line.endswith("...") for line in text.splitlines()[1:]), "a command whose line is cut off"
     for command in COMMANDS:
         result = call(command, "--help")
         assert result.exit_code == 0
@@ -130,8 +133,9 @@ def test_train(call, training, tmp_path):
 
 
 def test_recipes(call, training):
-    assert call("recipes").output == call("recipes", "list").output == "hgrn-tiny\ntnn-tiny\n"
-    assert call("recipes", "show", "tnn-tiny").output == "# tnn-tiny\n"
+    listed = "hgrn-tiny  about hgrn-tiny\ntnn-tiny   about tnn-tiny\n"
+    assert call("recipes").output == call("recipes", "list").output == listed
+    assert call("recipes", "show", "tnn-tiny").output == "# about tnn-tiny\n"
 
 
 def test_info(call):
@@ -149,6 +153,7 @@ def test_info(call):
         (["evaluate", "{run}", "--data", "{tmp}/nothing"], "{tmp}/nothing: no such file"),
         (["evaluate", "{run}", "--split", "tset"], "no split 'tset'"),
         (["evaluate", "{run}", "--context-window", "16"], "context_window must be in"),
+        (["evaluate", "{run}", "--length", "0"], "length must be at least 1, got 0"),
         (["evaluate", "{run}", "--json", "{tmp}/no/folder.json"], "No such file or directory"),
         (["extrapolate", "{run}", "--lengths", "256,x"], "--lengths must be positive numbers with commas"),
         (["extrapolate", "{run}", "--lengths", ""], "--lengths must be positive numbers with commas"),

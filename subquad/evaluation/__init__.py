@@ -9,13 +9,13 @@ from subquad.evaluation.efficiency import (
     measure_run,
     training_speed,
 )
+from subquad.evaluation.evaluate import evaluate_run
 from subquad.evaluation.extrapolation import extrapolate, extrapolate_run, save_extrapolation
 from subquad.evaluation.images import ImageResult, evaluate_images
 from subquad.evaluation.perplexity import (
     PerplexityResult,
     evaluate_masked_perplexity,
     evaluate_perplexity,
-    evaluate_run,
 )
 from subquad.evaluation.report import compare
 from subquad.evaluation.runs import Run

@@ -41,10 +41,13 @@ def extrapolate(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: There are no lengths, one is not positive, or the model cannot see so many positions.
+        ValueError: There are no lengths, one is not positive or longer than the text, or the model cannot see so many
+            positions.
     """
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths must be positive numbers, got {list(lengths)}")
+    if max(lengths) > stream.num_tokens:
+        raise ValueError(f"length {max(lengths)} exceeds the text, which has {stream.num_tokens} tokens: leave it out")
     longest = max_positions(model)
     if longest is not None and max(lengths) > longest:
         raise ValueError(f"length {max(lengths)} exceeds the {longest} learned positions of the model: leave it out")

@@ -11,7 +11,6 @@ nothing beside that of a causal model.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from subquad.data import Blocks, DataError, MaskedBlocks, TokenStream, build_masking
+from subquad.data import Blocks, MaskedBlocks, TokenStream
 from subquad.data.blocks import IGNORED
-from subquad.data.sources import DataValue
-from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy, open_examples
-from subquad.evaluation.glue import GlueResult, evaluate_glue_run
-from subquad.evaluation.images import ImageResult, evaluate_image_run
-from subquad.evaluation.runs import Run
 
 # One batch holds about this many tokens, and no more logits than fit 1 GiB in float32.
 BATCH_TOKENS = 1 << 14
@@ -228,64 +222,6 @@ def evaluate_masked_perplexity(
         vocabulary=stream.vocabulary.unit,
         task="masked-lm",
     )
-
-
-def evaluate_run(
-    folder: Path | str,
-    data: DataValue | None = None,
-    *,
-    split: str | None = None,
-    length: int | None = None,
-    context_window: int = 0,
-    device: torch.device | str | None = None,
-    progress: bool = True,
-) -> PerplexityResult | AccuracyResult | ImageResult | GlueResult:
-    """Evaluate the model of a run folder, by its task.
-
-    Args:
-        folder: The run folder.
-        data: See `subquad.data.open_source`; of a classifier the folder with its data. Default: as in the recipe.
-        split: Part of the data; default: "test", of GLUE "valid".
-        length: Largest number of inputs in a block; default: the training length. Not for classifiers.
-        context_window: See `evaluate_perplexity`; for causal models alone.
-        device: Where to compute; default: a GPU where there is one.
-        progress: Show progress bars.
-
-    Raises:
-        DataError: The run or the data cannot be read, or nothing is evaluated for its task.
-        ValueError: See `evaluate_perplexity`, `evaluate_masked_perplexity` and `evaluate_accuracy`.
-    """
-    run = Run(folder)
-    split = split or run.evaluated_split
-    if run.task in ("sequence-classification", "image-classification", "glue") and (length or context_window):
-        raise ValueError("a classifier sees whole sequences: leave length and context_window out")
-    if run.task == "glue":
-        if data is not None and not isinstance(data, str | Path):
-            raise ValueError(f"the data of GLUE is one folder or hf:NAME, got {data}")
-        return evaluate_glue_run(run, data, split, device=device, progress=progress)
-    if run.task == "image-classification":
-        if data is not None and not isinstance(data, str | Path):
-            raise ValueError(f"images are in one folder, got {data}")
-        return evaluate_image_run(run, data, split, device=device, progress=progress)
-    if run.task == "sequence-classification":
-        examples = open_examples(run, data, split, progress=progress)
-        return evaluate_accuracy(run.load_model(device), examples, batch_size=run.device_batch_size, progress=progress)
-    length = length or run.training_length
-    if length is None:
-        raise DataError(f"{folder}: its training length is not known (no recipe.yaml): give a length")
-    if run.task == "masked-lm":
-        if context_window:
-            raise ValueError(f"context_window={context_window}: a masked model sees both sides, it has no such window")
-        tokenizer = run.tokenizer_for(data)
-        tokenizer.add_mask()  # a converted model may come without it
-        masking = build_masking(run.masking, tokenizer)
-        stream = run.open_data(data, split, progress=progress)
-        blocks = MaskedBlocks(stream, length, run.block_mode, cls_id=tokenizer.cls_id, masking=masking, seed=run.seed)
-        return evaluate_masked_perplexity(run.load_model(device), blocks, progress=progress)
-    run.require_task("causal-lm", "a perplexity")
-    stream = run.open_data(data, split, progress=progress)
-    model = run.load_model(device)
-    return evaluate_perplexity(model, stream, length=length, context_window=context_window, progress=progress)
 
 
 def _check_vocabulary(stream: TokenStream, model: PreTrainedModel) -> None:

@@ -278,7 +278,9 @@ def recipe_text(name: str) -> str:
     """
     known = list_recipes()
     if name not in known:
-        raise ValueError(f"{unknown_name('recipe', name, known)}; or give a YAML file, FILE.yaml")
+        raise ValueError(
+            f"{unknown_name('recipe', name, known)} (`subquad recipes` lists them); or give a YAML file, FILE.yaml"
+        )
     return (resources.files("subquad") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -61,6 +61,8 @@ def test_errors_come_before_work(tmp_path, monkeypatch):
         extrapolate(model, stream, [16, 0])
     with pytest.raises(ValueError, match="length 64 exceeds the 32 learned positions"):
         extrapolate(model, stream, [16, 64])
+    with pytest.raises(ValueError, match=rf"length 1000 exceeds the text, which has {stream.num_tokens} tokens"):
+        extrapolate(model, stream, [16, 1000])
     with pytest.raises(DataError, match="no split 'tset'"):
         extrapolate_run(run.folder, [16], split="tset", progress=False)
 

@@ -229,3 +229,9 @@ def test_mistakes_in_what_a_recipe_extends(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
         load_recipe(path)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_ones_not_with_all():
+    with pytest.raises(ValueError, match=r"Did you mean 'hgrn-tiny'\? \d+ are valid, such as hgrn-tiny") as error:
+        load_recipe("hgrn-tini")
+    assert len(str(error.value)) < 300
