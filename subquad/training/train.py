@@ -309,8 +309,8 @@ def _check_space(folder: Path, num_parameters: int, copies: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise ValueError(
-            f"{folder}: the checkpoints of {num_parameters:,} parameters need {needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free: choose another output folder"
+            f"{folder}: the checkpoints of {num_parameters:,} parameters need {needed / 1e9:.2g} GB, "
+            f"{free / 1e9:.2g} GB are free: choose another output folder"
         )
 
 
