@@ -1,6 +1,7 @@
 """One configuration for every model: the backbone is a list of token mixers, and the rest is the same for all."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -131,6 +132,7 @@ class SubquadConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_spelling(kwargs)
         self.mixers = self.mixers or [{"type": "tno"}]
         self.channel_mixer = self.channel_mixer or {"type": "glu", "hidden_size": self.hidden_size}
         self._check_numbers()
@@ -152,6 +154,13 @@ class SubquadConfig(PreTrainedConfig):
                 f"tied embeddings need equal widths, got embedding {self.embedding_dim} and output {self.output_dim}: "
                 "set `tie_word_embeddings` to false, or the widths equal"
             )
+
+    def _check_spelling(self, others: Iterable[str]) -> None:
+        # transformers adds entries of its own to a configuration, so only those that look like ours are mistakes.
+        own = SubquadConfig.__annotations__
+        for name in others:
+            if difflib.get_close_matches(name, own, n=1, cutoff=0.85):
+                raise ValueError(unknown_name("model option", name, own))
 
     def _check_numbers(self) -> None:
         for name in (

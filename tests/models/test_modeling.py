@@ -250,6 +250,12 @@ def test_impossible_configurations(options, message):
         SubquadConfig.from_options(options)
 
 
+def test_a_misspelt_option_is_not_ignored():
+    with pytest.raises(ValueError, match=r"unknown model option 'hiden_size'\. Did you mean 'hidden_size'"):
+        SubquadConfig(hiden_size=8)
+    assert SubquadConfig(entry_of_another_library=1).entry_of_another_library == 1
+
+
 def test_a_bidirectional_configuration_is_no_causal_model():
     with pytest.raises(ValueError, match="causal: true"):
         SubquadForCausalLM(SubquadConfig(causal=False))
