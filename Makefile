@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?= --constraint constraints-cpu.txt
 BIN := $(VENV)/bin
-# On 2 cores one thread a process and two processes is faster than the reverse.
-PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# On 2 cores one thread a process and two processes is faster than the reverse; runs that tests of a file share are
+# trained once where the file stays with one process.
+PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 DEMO ?= demo
 RECIPES := tnn-tiny hgrn-tiny transformer-tiny
 

@@ -6,9 +6,11 @@ import pkgutil
 import re
 
 import pytest
+from laws import is_grid
 from support import ROOT
 
 import subquad
+from subquad.mixers import MIXERS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -38,3 +40,12 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_links_between_pages_exist(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    ("page", "names"), [("mixers.md", list(MIXERS)), ("architecture.md", [n for n in MIXERS if not is_grid(n)])]
+)
+def test_every_mixer_has_a_row_in_the_tables(page, names):
+    rows = [line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith("| `")]
+    listed = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    assert set(names) <= listed

@@ -187,6 +187,7 @@ def measure_run(
     Raises:
         DataError: The run cannot be loaded.
     """
+    Run(folder)  # what is no run is refused before a process starts
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_measure, folder, tuple(contexts), batch_size, length).result()
 

@@ -1,5 +1,6 @@
 """Finetuning from end to end: a masked run, then a task of GLUE on top of it, then its evaluation."""
 
+import csv
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.glue import GLUE_TASKS
-from subquad.evaluation import Run, compare, evaluate_run, measure_run
+from subquad.evaluation import Run, compare, evaluate_run
 from subquad.evaluation.glue import evaluate_glue, glue_note, glue_table
 from subquad.training.glue import finetune_suite
 from subquad.training.recipe import load_recipe
@@ -157,12 +158,14 @@ def test_f1_is_that_of_the_label_1(pretrained, data):
     assert figures == {"accuracy": pytest.approx(1 / 3), "f1": pytest.approx(2 / (2 + 2))}
 
 
-def test_runs_are_compared(mnli, pretrained, tmp_path):
+def test_finetuned_and_masked_runs_are_measured_and_compared(mnli, pretrained, tmp_path):
     page = compare([mnli, pretrained], tmp_path)
     assert "mnli" in page.read_text()
-    efficiency = measure_run(mnli, batch_size=2, length=16)
-    assert efficiency.training.tokens_per_second > 0
-    assert efficiency.generation == []
+    with page.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["task"] for row in rows] == ["glue", "masked-lm"]
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert not any(name.startswith("generation_ms") for name in rows[0]), "nothing is generated"
 
 
 def test_commands(pretrained, data, mnli, tmp_path):

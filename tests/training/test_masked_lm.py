@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from subquad import SubquadForMaskedLM, cli
 from subquad.data import DataError
-from subquad.evaluation import Run, evaluate_run, measure_run
+from subquad.evaluation import Run, evaluate_run
 from subquad.training.recipe import load_recipe
 from subquad.training.sampler import Epochs
 from subquad.training.tasks import MaskedLM
@@ -163,12 +163,6 @@ def test_commands_know_the_task(whole_run, tmp_path):
         assert "needs a model of the task causal-lm, this one is of masked-lm" in " ".join(result.output.split())
     result = call("evaluate", whole_run, "--context-window", "8")
     assert "a masked model sees both sides" in " ".join(result.output.split())
-
-
-def test_the_speed_of_training_is_measured_and_nothing_is_generated(whole_run):
-    efficiency = measure_run(whole_run, batch_size=2, length=16)
-    assert efficiency.training.tokens_per_second > 0
-    assert efficiency.generation == []
 
 
 @pytest.mark.parametrize(
