@@ -1,6 +1,9 @@
 """A run of a second, a tiny model on a tiny text; and what runs are compared by."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -49,6 +52,17 @@ def write_recipe(folder: Path) -> Path:
 
 def tiny_run(folder: Path, name: str = "run", *overrides: str) -> Path:
     return train(write_recipe(folder), output=folder / name, overrides=overrides)
+
+
+def train_in_two_processes(recipe: Path, output: Path, *overrides: str) -> Path:
+    """The command under `torchrun`, with two processes on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "subquad"]
+    command += ["train", str(recipe), "--output", str(output)]
+    command += [word for override in overrides for word in ("--set", override)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return output
 
 
 def log_of(run: Path) -> list[dict]:
