@@ -216,7 +216,7 @@ def main() -> None:
             torch.manual_seed(SEED)
             task = open_case(folder, name)
             ready = list(batches(task, args.batches))
-            size = sum(int(task.num_tokens(batch)) for batch in ready)
+            size = sum(int(task.num_units(batch)) for batch in ready)
             candidates = {
                 "loader": lambda task=task: consume(batches(task, args.batches)),
                 "training": trainer(task, ready),

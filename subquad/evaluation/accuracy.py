@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ class AccuracyResult:
         examples: Number of examples, all of them scored; a pair of texts is one example.
     """
 
+    task: ClassVar[str] = "sequence-classification"
+    example: ClassVar[str] = "example"
+    """What an example is called."""
     nll: float
     correct: int
     examples: int
@@ -48,14 +51,15 @@ class AccuracyResult:
             "accuracy": self.accuracy,
             "correct": self.correct,
             "examples": self.examples,
-            "task": "sequence-classification",
+            "task": self.task,
         }
 
     def table(self) -> list[list[str]]:
         """Rows of what is measured, its value, and what it is taken over, for the terminal."""
+        all_examples = f"{self.examples:,} {self.example}s"
         return [
-            ["accuracy", f"{self.accuracy:.2%}", f"{self.correct:,} of {self.examples:,} examples, none skipped"],
-            ["loss (nats per example)", f"{self.loss:.4f}", f"{self.examples:,} examples"],
+            ["accuracy", f"{self.accuracy:.2%}", f"{self.correct:,} of {all_examples}, none skipped"],
+            [f"loss (nats per {self.example})", f"{self.loss:.4f}", all_examples],
         ]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from subquad.data import DataError
 from subquad.data.images import EvaluationImages, ImageData, open_images
-from subquad.evaluation.accuracy import total_scores
+from subquad.evaluation.accuracy import AccuracyResult, total_scores
 from subquad.evaluation.confusion import save_confusion
 from subquad.evaluation.runs import Run
 
@@ -21,40 +21,23 @@ TOP = 5
 
 
 @dataclass(frozen=True)
-class ImageResult:
+class ImageResult(AccuracyResult):
     """How well a model names the classes of images.
 
     Args:
         nll: Negative log-likelihood of all right classes in nats.
+        correct: Number of images whose most likely class is the right one.
+        examples: Number of images, all of them scored.
         top5: Number of images whose class is among the five most likely.
         confusion: (classes, classes) int64: how many images of a class, the row, were taken for another, the column.
         classes: Names of the classes.
     """
 
-    nll: float
+    task: ClassVar[str] = "image-classification"
+    example: ClassVar[str] = "image"
     top5: int
     confusion: Tensor
     classes: tuple[str, ...]
-
-    @property
-    def examples(self) -> int:
-        """Number of images, all of them scored."""
-        return int(self.confusion.sum())
-
-    @property
-    def correct(self) -> int:
-        """Number of images whose most likely class is the right one."""
-        return int(self.confusion.trace())
-
-    @property
-    def loss(self) -> float:
-        """Nats per image."""
-        return self.nll / self.examples
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers, from 0 to 1."""
-        return self.correct / self.examples
 
     @property
     def top5_accuracy(self) -> float | None:
@@ -63,23 +46,15 @@ class ImageResult:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
-        top5 = {} if self.top5_accuracy is None else {"top5_accuracy": self.top5_accuracy}
-        return {
-            "loss": self.loss,
-            "accuracy": self.accuracy,
-            **top5,
-            "correct": self.correct,
-            "examples": self.examples,
-            "task": "image-classification",
-        }
+        return super().to_dict() | ({} if self.top5_accuracy is None else {"top5_accuracy": self.top5_accuracy})
 
     def table(self) -> list[list[str]]:
         """Rows of what is measured, its value, and what it is taken over, for the terminal."""
-        rows = [["accuracy", f"{self.accuracy:.2%}", f"{self.correct:,} of {self.examples:,} images, none skipped"]]
-        if self.top5_accuracy is not None:
-            of_all = f"{self.top5:,} of {self.examples:,} images"
-            rows.append(["accuracy in five answers", f"{self.top5_accuracy:.2%}", of_all])
-        return [*rows, ["loss (nats per image)", f"{self.loss:.4f}", f"{self.examples:,} images"]]
+        accuracy, loss = super().table()
+        if self.top5_accuracy is None:
+            return [accuracy, loss]
+        of_all = f"{self.top5:,} of {self.examples:,} images"
+        return [accuracy, ["accuracy in five answers", f"{self.top5_accuracy:.2%}", of_all], loss]
 
 
 def score_images(model: Any, batch: Any, *, confusion: bool = False) -> Tensor:
@@ -136,7 +111,8 @@ def evaluate_images(
     )
     classes = images.data.classes
     confusion = sums[2:].long().view(len(classes), len(classes))
-    return ImageResult(sums[0].item(), int(sums[1]), confusion, classes)
+    correct, examples = int(confusion.trace()), int(confusion.sum())
+    return ImageResult(sums[0].item(), correct, examples, int(sums[1]), confusion, classes)
 
 
 def model_inputs(batch: dict[str, Tensor], layout: str) -> dict[str, Tensor]:

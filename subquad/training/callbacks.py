@@ -87,10 +87,12 @@ class ProgressBar(TrainerCallback):
 
     Args:
         selected_by: "loss", shown with the perplexity, or another figure of the validation data.
+        unit: What speed is counted in.
     """
 
-    def __init__(self, selected_by: str = "loss") -> None:
+    def __init__(self, selected_by: str = "loss", unit: str = "tokens") -> None:
         self.selected_by = selected_by
+        self.unit = unit
         self.bar: tqdm | None = None
         self.figures: dict[str, str] = {}
 
@@ -127,8 +129,8 @@ class ProgressBar(TrainerCallback):
                     self.figures[f"{prefix}ppl"] = f"{perplexity(logs[name]):.1f}"
         if self.selected_by != "loss" and f"eval_{self.selected_by}" in logs:
             self.figures[f"valid {self.selected_by}"] = f"{logs[f'eval_{self.selected_by}']:.3f}"
-        if "tokens_per_second" in logs:
-            self.figures["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+        if f"{self.unit}_per_second" in logs:
+            self.figures[f"{self.unit}/s"] = f"{logs[f'{self.unit}_per_second']:,.0f}"
         self.bar.set_postfix(self.figures, refresh=False)
 
     def on_train_end(

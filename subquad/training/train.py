@@ -177,15 +177,16 @@ class _Run:
     def _finish(self, task: Task, trainer: SubquadTrainer) -> None:
         state: Any = trainer.state
         model_class: Any = type(trainer.accelerator.unwrap_model(trainer.model))
-        speeds = [line["tokens_per_second"] for line in state.log_history if "tokens_per_second" in line]
+        speed = f"{task.unit}_per_second"
         run = {
             "task": self.recipe.task,
-            "tokens_per_second": statistics.median(speeds),
+            "unit": task.unit,
+            speed: statistics.median(line[speed] for line in state.log_history if speed in line),
             "peak_memory_bytes": _peak_memory(trainer.args.device),
             "train_seconds": round(trainer.elapsed(), 3),
             "steps": state.global_step,
             "best_step": state.best_global_step,
-            "tokens_trained": state.num_input_tokens_seen,
+            f"{task.unit}_trained": state.num_input_tokens_seen,
         }
 
         def figures(folder: Path, weights: str = "") -> dict[str, Any]:

@@ -118,7 +118,7 @@ class SubquadTrainer(Trainer):
                 self.stop,
                 SaveEvaluated(),
                 LogFile(folder / "log.jsonl"),
-                ProgressBar(task.selected_by),
+                ProgressBar(task.selected_by, task.unit),
                 *([self.ema] if self.ema else []),
             ],
         )
@@ -170,12 +170,12 @@ class SubquadTrainer(Trainer):
         if self._last_log is None:
             self._last_log = time.perf_counter(), self.state.num_input_tokens_seen
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor([[self.task.num_targets(batch), self.task.num_tokens(batch)] for batch in batches]).sum(0)
+        counts = torch.tensor([[self.task.num_targets(batch), self.task.num_units(batch)] for batch in batches]).sum(0)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device))
         assert isinstance(counts, Tensor)
-        num_targets, num_tokens = counts.tolist()
-        self.state.num_input_tokens_seen += num_tokens
+        num_targets, num_units = counts.tolist()
+        self.state.num_input_tokens_seen += num_units  # the field that transformers saves
         # Where nothing is to be predicted, the loss and its gradient are zero.
         return batches, torch.tensor(max(num_targets, 1), device=device)
 
@@ -228,16 +228,16 @@ class SubquadTrainer(Trainer):
         for name in ("loss", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
                 self._diverge(name, logs[name])
-        tokens = self.state.num_input_tokens_seen
+        seen, unit = self.state.num_input_tokens_seen, self.task.unit
         line = {"time": round(self.elapsed(), 3), **logs}
         if "loss" in logs:
             assert self._last_log is not None
             now = time.perf_counter()
-            then, tokens_then = self._last_log
-            line["tokens"] = tokens
-            line["tokens_per_second"] = (tokens - tokens_then) / (now - then - self._seconds_aside)
+            then, seen_then = self._last_log
+            line[unit] = seen
+            line[f"{unit}_per_second"] = (seen - seen_then) / (now - then - self._seconds_aside)
             line["epoch"] = self.state.global_step * self.recipe.batch_size / len(self.train_dataset)  # pyright: ignore
-            self._last_log, self._seconds_aside = (now, tokens), 0.0
+            self._last_log, self._seconds_aside = (now, seen), 0.0
         self.state.log_history.append({"step": self.state.global_step, **line})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, line)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from support import assert_close
 
+from subquad.evaluation.accuracy import AccuracyResult
 from subquad.evaluation.confusion import save_confusion, worst_confusions
 from subquad.evaluation.images import ImageResult, model_inputs, score_images
 
@@ -37,13 +38,18 @@ def test_half_precision_is_widened():
 
 
 def test_figures_of_a_result():
-    result = ImageResult(6.0, 10, torch.tensor([[3, 1], [2, 4]]), ("a", "b"))
-    assert (result.correct, result.examples, result.accuracy, result.loss) == (7, 10, 0.7, 0.6)
+    result = ImageResult(6.0, 7, 10, 10, torch.tensor([[3, 1], [2, 4]]), ("a", "b"))
+    assert (result.accuracy, result.loss) == (0.7, 0.6)
+    assert (result.to_dict()["task"], AccuracyResult(6.0, 7, 10).to_dict()["task"]) == (
+        "image-classification",
+        "sequence-classification",
+    )
     assert result.top5_accuracy is None
     assert "top5_accuracy" not in result.to_dict()
     assert [row[1] for row in result.table()] == ["70.00%", "0.6000"]
-    many = ImageResult(6.0, 3, torch.ones(6, 1).long() * torch.eye(6)[0].long(), tuple("abcdef"))
-    assert (many.accuracy, many.to_dict()["top5_accuracy"]) == (1 / 6, 0.5)
+    many = ImageResult(6.0, 1, 6, 3, torch.ones(6, 1).long() * torch.eye(6)[0].long(), tuple("abcdef"))
+    assert many.to_dict()["top5_accuracy"] == 0.5
+    assert [row[0] for row in many.table()] == ["accuracy", "accuracy in five answers", "loss (nats per image)"]
 
 
 def test_pixels_are_a_sequence_row_after_row():

@@ -282,6 +282,26 @@ def test_classifiers_of_several_tasks_have_curves_of_their_own(runs, measured, t
     ]
 
 
+def test_training_is_counted_in_the_unit_of_the_task(runs, measured, tmp_path):
+    make_classifier(runs[0], "image-classification", (0.2, 0.6), accuracy=0.9)
+    edit(runs[0], "metrics.json", unit="images", images_per_second=55.0, images_trained=960)
+    path = compare(runs, tmp_path / "recorded", measure=False)
+    seen = Page(path.read_text(encoding="utf-8")).text
+    for text in ("images/s", "tokens/s", "Training speed (images per second)", "Fastest training (tokens)", "960"):
+        assert text in seen
+    assert "Fastest training (images)" not in seen  # there is one run of images
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert [(row["images_per_second"], row["tokens_per_second"]) for row in rows] == [
+        ("55.0", ""),
+        ("", "1001.0"),
+        ("", "1002.0"),
+    ]
+    path = compare(runs, tmp_path / "measured")
+    rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
+    assert float(rows[0]["images_per_second"]) == 777 / 16  # of 16 patches each
+    assert "Measured here, 8 images a step." in path.read_text(encoding="utf-8")
+
+
 def test_files_of_other_forms_are_missing_values(runs, measured, tmp_path):
     edit(runs[0], "metrics.json", vocabulary=5, perplexity="low", parameters=True)
     edit(runs[0], "extrapolation.json", results=[3, {"length": "long"}])

@@ -95,7 +95,7 @@ def test_pixels_as_a_sequence(shapes, tmp_path):
     run = tiny_run(shapes, tmp_path / "run", *overrides, recipe="hgrn-pixels-tiny")
     model = AutoModelForSequenceClassification.from_pretrained(run)
     assert model.config.input_features == 3
-    assert log_of(run)[-2]["tokens"] == 2 * 16 * 32 * 32
+    assert log_of(run)[-2]["images"] == Run(run).metrics["images_trained"] == 2 * 16
     assert evaluate_run(run, progress=False).loss == pytest.approx(Run(run).metrics["loss"], rel=1e-5)
     data = open_images(shapes)
     pixels = data.valid[0].flatten(1).T / 255
@@ -154,6 +154,8 @@ def test_train_and_evaluate_by_commands(shapes, tmp_path):
     result = call("train", "transformer-image-tiny", "--data", shapes, "--output", run, *options)
     assert result.exit_code == 0, result.output
     assert re.search(r"test: accuracy .* of 40 images \(the images that chose the model\), loss", result.output)
+    assert "images/s=" in result.output
+    assert "tokens" not in result.output
     result = call("evaluate", run, "--json", tmp_path / "result.json")
     assert result.exit_code == 0, result.output
     metrics = Run(run).metrics

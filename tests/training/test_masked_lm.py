@@ -65,7 +65,7 @@ def test_speed_counts_all_tokens_and_the_loss_masked_ones(whole_run):
     task = MaskedLM(load_recipe(whole_run / "recipe.yaml"))
     batch = task.collate([task.train_data[0], task.train_data[1]])
     total = sum(task.train_data.lengths[:2])
-    assert task.num_tokens(batch) == total
+    assert task.num_units(batch) == total
     assert 0.1 * total < task.num_targets(batch) < 0.2 * total
 
 

@@ -34,6 +34,7 @@ METRICS = {
     "vocabulary",
     "parameters",
     "tokens_per_second",
+    "unit",
     "peak_memory_bytes",
     "train_seconds",
     "steps",

@@ -28,6 +28,8 @@ class Task:
     """What makes tokens of text, for the run folder; None where there is none."""
     example_name: str
     """What an example is, in the plural."""
+    unit: ClassVar[str] = "tokens"
+    """What speed and length of the training are counted in, in the plural; see `num_units`."""
     score_names: ClassVar[tuple[str, ...]]
     """What `score` sums."""
     selected_by: ClassVar[str] = "loss"
@@ -70,8 +72,8 @@ class Task:
         """What the summed loss of a batch is divided by, a scalar: its number of targets."""
         raise NotImplementedError
 
-    def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """How much a batch is, a scalar: its number of tokens, for speed and for what a run has seen."""
+    def num_units(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """How much a batch is, a scalar: how many of `unit`, for speed and for what a run has seen."""
         raise NotImplementedError
 
     def score(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:

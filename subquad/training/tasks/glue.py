@@ -160,7 +160,7 @@ class Glue(Task):
         """Number of examples."""
         return torch.tensor(len(batch["labels"]))
 
-    def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def num_units(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of tokens without padding."""
         return batch["attention_mask"].sum()
 

@@ -51,6 +51,7 @@ class ImageClassification(Task):
     score_names = ("nll", "top5", "correct", "examples")
     selected_by = "accuracy"
     example_name = "images"
+    unit = "images"
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         section: Any = recipe.data
@@ -122,19 +123,9 @@ class ImageClassification(Task):
         """Number of images."""
         return torch.tensor(len(batch["labels"]))
 
-    def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Number of patches or pixels."""
-        return len(batch["labels"]) * torch.tensor(self.tokens_per_image)
-
-    @cached_property
-    def tokens_per_image(self) -> int:
-        """Patches or pixels of an image."""
-        if self.section.layout == "pixels":
-            return self.section.image_size**2
-        with torch.device("meta"):
-            model: Any = self.build_model()
-        rows, columns = model.model.embed_inputs.grid
-        return rows * columns
+    def num_units(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Number of images."""
+        return torch.tensor(len(batch["labels"]))
 
     def score(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
         """Negative log-likelihood in nats, right classes among five answers, right answers, and images."""

@@ -122,7 +122,7 @@ class SequenceClassification(Task):
         """Number of examples; a pair is one."""
         return torch.tensor(len(batch["labels"]))
 
-    def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def num_units(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of tokens or pixels without padding."""
         if "attention_mask" in batch:
             return batch["attention_mask"].sum()

@@ -127,7 +127,7 @@ class LanguageModel(Task):
         """Number of tokens that are predicted."""
         return (batch[self.labels] != IGNORED).sum()
 
-    def num_tokens(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def num_units(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of tokens without padding."""
         mask = batch.get("attention_mask")
         return torch.tensor(batch["input_ids"].numel()) if mask is None else mask.sum()
