@@ -94,7 +94,9 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Change an entry of the recipe; may be repeated."),
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run; needs no recipe.")] = None,
-    init: Annotated[Path | None, typer.Option(metavar="RUN", help="Finetune the model of this run.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the model of this run, or finetune it.")
+    ] = None,
 ) -> None:
     """Train a model from a recipe; prints the run folder."""
     if (recipe is None) == (resume is None):

@@ -31,6 +31,7 @@ from subquad.compat.fairseq import Published
 from subquad.compat.recognize import ENTRIES, Recognized
 from subquad.compat.reference import FAMILIES, check_options, from_reference
 from subquad.data import DataError
+from subquad.models import SubquadConfig, SubquadForSequenceClassification, SubquadModel
 from subquad.models.losses import label_loss
 from subquad.registry import unknown_name
 
@@ -38,7 +39,13 @@ MODELS = {entry.family for entry in ENTRIES if entry.task is not None}
 """The families that are whole models."""
 
 # What a configuration may ask for without any tensor that bounds it: every other size is that of some tensor.
-LIMITS = ((re.compile(r"(.*_)?(layers|depth)"), 128), (re.compile(r"num_classes|d_output"), 100_000))
+LIMITS = ((re.compile(r"(.*_)?(layers|depth)"), 128), (re.compile(r"num_classes|num_labels|d_output"), 100_000))
+
+HEAD = (
+    *("pooling", "pooling_norm", "padding", "dropout", "num_labels"),
+    *("classifier", "classifier_hidden_size", "classifier_activation", "classifier_dropout"),
+)
+"""What a classifier of ours on a published model may set, as in `SubquadConfig`."""
 
 FACTS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "layer_types", "causal", "use_cache"),
@@ -55,9 +62,11 @@ class ReferenceConfig(PreTrainedConfig):
     Args:
         family: Family of the model, see `from_reference`.
         options: The published configuration, complete: the model follows from it without its weights.
+        head: Options of `SubquadConfig` for a classifier of ours, which stands on the backbone of the published
+            language model in place of its output layers; None: the model is as published.
 
     Raises:
-        ValueError: If the family is no model, or the options are not those of one.
+        ValueError: If the family is no model, the options are not those of one, or it has no backbone for a head.
     """
 
     model_type = "subquad-reference"
@@ -65,6 +74,7 @@ class ReferenceConfig(PreTrainedConfig):
 
     family: str = ""
     options: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.options = self.options or {}
@@ -94,6 +104,21 @@ class ReferenceConfig(PreTrainedConfig):
                 raise ValueError(f"model.options.{key} is not set in a recipe: it follows from the data")
         return cls(family=model["family"], options={**options, **sizes})
 
+    def with_classifier(self, options: Mapping[str, Any]) -> "ReferenceConfig":
+        """The configuration of a new classifier on this model.
+
+        Args:
+            options: Of those in `HEAD`, and the names of the classes, `id2label` and `label2id`.
+
+        Raises:
+            ValueError: If another option is there, one is impossible, or the model has no backbone of ours.
+        """
+        names = {name: options[name] for name in ("id2label", "label2id") if name in options}
+        head = {name: value for name, value in options.items() if name not in names}
+        if names:
+            head["num_labels"] = len(names["id2label"])
+        return type(self)(family=self.family, options=self.options, head=head, **names)
+
     def build(self) -> Any:
         """The module, with initial values.
 
@@ -103,16 +128,22 @@ class ReferenceConfig(PreTrainedConfig):
         if self.family not in MODELS:
             raise ValueError(unknown_name("family of models", self.family, MODELS))
         assert self.options is not None
-        check_limits(self.options)
+        check_limits([self.options, self.head or {}])
         build = FAMILIES[self.family]
         check_options(self.family, build, self.options)
         try:
-            return build({}, **_copied(self.options)).module
+            module = build({}, **_copied(self.options)).module
+            return module if self.head is None else PublishedForSequenceClassification(module, self.head)
         except ValueError:
             raise
         # Options of the wrong kind fail anywhere in the construction.
         except Exception as error:
             raise ValueError(f"these options make no {self.family} ({type(error).__name__}: {error})") from error
+
+    @property
+    def is_of_pairs(self) -> bool:
+        """Whether an example of the classifier is a pair of sequences."""
+        return getattr(self, "classifier", None) == "pair"
 
     def facts(self) -> dict[str, Any]:
         """What the module says of itself; takes no memory."""
@@ -144,6 +175,41 @@ def _copied(options: Any) -> Any:
     return [_copied(value) for value in options] if isinstance(options, list) else options
 
 
+class PublishedForSequenceClassification(SubquadForSequenceClassification):
+    """A classifier of ours on the backbone of a published language model.
+
+    Args:
+        model: The language model; its output layers are left out.
+        head: The classifier, see `ReferenceConfig`.
+
+    Raises:
+        ValueError: If the model has no backbone of ours, or an option is none of `HEAD` or impossible.
+    """
+
+    def __init__(self, model: nn.Module, head: Mapping[str, Any]):
+        backbone: Any = getattr(model, "base_model", None)
+        if not isinstance(backbone, SubquadModel):
+            raise ValueError("this published model has no backbone that a classifier can be put on")
+        for name in head:
+            if name not in HEAD:
+                raise ValueError(unknown_name("option of a classifier on a published model", name, HEAD))
+        if head.get("pooling") == "class_token":
+            raise ValueError("a published model has no class token: `pooling` must be that of its tokens, as 'mean'")
+        fields = backbone.config.to_dict()
+        own = {name: fields[name] for name in SubquadConfig.__annotations__ if name in fields}
+        config = SubquadConfig.from_options({**own, **head})
+        backbone.config = config
+        if "dropout" in head:
+            parts: list[Any] = [backbone, *backbone.layers]
+            for part in parts:
+                part.dropout.p = config.dropout
+        super().__init__(config, backbone)
+
+    def class_logits(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (batch, num_labels) of `tokens` (batch, length) and their padding mask."""
+        return self(tokens, attention_mask=mask).logits
+
+
 class ReferenceModel(PreTrainedModel):
     """What published models of all tasks share: loading and saving.
 
@@ -163,6 +229,11 @@ class ReferenceModel(PreTrainedModel):
         named = self.named_parameters(remove_duplicate=False)
         self._tied_weights_keys = {name: first[p] for name, p in named if first.setdefault(p, name) != name}
         self.post_init()
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone, where the published model has one of ours."""
+        return getattr(self.reference, "base_model", self.reference)
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The second names of tied parameters, each with the first."""

@@ -15,6 +15,7 @@ from subquad.compat.primal import (
     take_objectives,
 )
 from subquad.compat.reference import UNWRAP, Conversion, Rules, register_family
+from subquad.layers import PatchEmbedding
 from subquad.layers.patches import Size, as_pair
 from subquad.mixers import Mixer, SoftmaxAttention
 from subquad.registry import unknown_name
@@ -33,7 +34,6 @@ MODEL_NAMES: Rules = [
     (r"\bchannel_mixer\.up_proj\.", "mlp.fc1."),
     (r"\bchannel_mixer\.down_proj\.", "mlp.fc2."),
     (r"^layers\.", "blocks."),
-    (r"^patch_embed\.", "patch_embed.proj."),
 ]
 
 
@@ -65,6 +65,19 @@ def _input_biases(attention: Any, bias: bool) -> Mixer:
     return attention
 
 
+class Patches(PatchEmbedding):
+    """Patches by a convolution; what is left over at the right and at the bottom is not seen."""
+
+    def __init__(self, dim: int, image_size: Size, num_channels: int, patch_size: Size):
+        super().__init__(dim, image_size, num_channels)
+        self.proj = nn.Conv2d(num_channels, dim, as_pair(patch_size), as_pair(patch_size))
+        self.grid = _grid(image_size, patch_size)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Patches (batch, rows · columns, dim) of `pixel_values`."""
+        return self.proj(pixel_values).flatten(2).mT
+
+
 class ImageClassifier(nn.Module):
     """A vision transformer (DeiT, arXiv 2012.12877) around these mixers.
 
@@ -94,8 +107,7 @@ class ImageClassifier(nn.Module):
         average: bool,
     ):
         super().__init__()
-        patch = as_pair(patch_size)
-        self.patch_embed = nn.Conv2d(in_chans, dim, patch, patch)
+        self.patch_embed = Patches(dim, img_size, in_chans, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, _num_positions(img_size, patch_size), dim))
         self.dropout = nn.Dropout(dropout)
@@ -104,15 +116,13 @@ class ImageClassifier(nn.Module):
         self.fc_norm = nn.LayerNorm(dim) if average else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.average = average
-        self.image_size = list(as_pair(img_size))
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = norm_eps
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits `y` (batch, num_classes) of images (batch, channels, height, width), and `ksvd`."""
-        patches = self.patch_embed(x).flatten(2).mT
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), self.patch_embed(x)], dim=1) + self.pos_embed
         x = self.dropout(x)
         for block in self.layers:
             x = block(x)[0]
@@ -127,16 +137,24 @@ class ImageClassifier(nn.Module):
     @property
     def facts(self) -> dict[str, Any]:
         """What it takes and returns, as fields of a configuration."""
+        num_channels, *image_size = self.patch_embed.shape
         return {
-            "image_size": self.image_size,
-            "num_channels": self.patch_embed.in_channels,
+            "image_size": image_size,
+            "num_channels": num_channels,
             "num_labels": self.head.out_features,
         }
 
 
-def _num_positions(img_size: Size, patch_size: Size) -> int:
-    (height, width), (rows, columns) = as_pair(img_size), as_pair(patch_size)
-    return (height // rows) * (width // columns) + 1
+def _grid(image_size: Size, patch_size: Size) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    (height, width), (patch_height, patch_width) = as_pair(image_size), as_pair(patch_size)
+    return height // patch_height, width // patch_width
+
+
+def _num_positions(image_size: Size, patch_size: Size) -> int:
+    """All patches, and the class token."""
+    rows, columns = _grid(image_size, patch_size)
+    return rows * columns + 1
 
 
 @register_family("primal.cv")

@@ -153,15 +153,9 @@ def evaluate_image_run(
     source = section.get("source") if data is None else data
     held_out = section.get("valid_fraction", 0.0)
     opened = open_images(str(source), valid_fraction=held_out if isinstance(held_out, int | float) else 0.0)
-    opened = _as_in_training(opened, run)
+    opened = as_in_training(opened, run)
     model = run.load_model(device)
-    names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
-    # Published checkpoints have numbers alone, those of the classes in alphabetical order.
-    numbers = tuple(f"LABEL_{label}" for label in range(len(opened.classes)))
-    if names not in (opened.classes, numbers):
-        raise DataError(
-            f"{source}: other classes ({_some(opened.classes)}) than {run.folder} was trained on ({_some(names)})"
-        )
+    check_classes(model.config, opened, str(run.folder))
     workers = training.get("num_workers") if isinstance(training, dict) else 0
     result = evaluate_images(
         model,
@@ -176,8 +170,27 @@ def evaluate_image_run(
     return result
 
 
-def _as_in_training(opened: ImageData, run: Run) -> ImageData:
-    """The images with the mean and standard deviation that the inputs of the run were normalised with."""
+def check_classes(config: Any, opened: ImageData, folder: str) -> None:
+    """Hold that images have the classes of the model in a run folder.
+
+    Raises:
+        DataError: They have others.
+    """
+    names = tuple(config.id2label[label] for label in range(config.num_labels))
+    # Published checkpoints have numbers alone, those of the classes in alphabetical order.
+    numbers = tuple(f"LABEL_{label}" for label in range(len(opened.classes)))
+    if names not in (opened.classes, numbers):
+        raise DataError(
+            f"{opened.name}: other classes ({_some(opened.classes)}) than {folder} was trained on ({_some(names)})"
+        )
+
+
+def as_in_training(opened: ImageData, run: Run) -> ImageData:
+    """The images with the mean and standard deviation that the inputs of a run were normalised with.
+
+    Raises:
+        DataError: The run was trained on images of other channels.
+    """
     record = run.info.get("data")
     known = {name: record[name] for name in ("mean", "std") if name in record} if isinstance(record, dict) else {}
     for name, values in known.items():

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
@@ -204,6 +205,27 @@ class Run:
             content = content.get(key) if isinstance(content, dict) else None
         return content if isinstance(content, kind) else None
 
+    @property
+    def model_class(self) -> Any:
+        """The Auto class of transformers that the model belongs to."""
+        return self._head[0]
+
+    def load_config(self) -> Any:
+        """Load the configuration of the model.
+
+        Raises:
+            DataError: It is none of ours, or damaged.
+        """
+        self._know_published_models()
+        try:
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+            raise DataError(f"{self.folder}: config.json cannot be read ({_first_line(error)})") from error
+
+    def _know_published_models(self) -> None:
+        if self.config.get("model_type") == "subquad-reference":
+            import subquad.compat  # noqa: F401 - makes them known to the Auto classes
+
     def load_model(self, device: torch.device | str | None = None) -> Any:
         """Load the model, in evaluation mode.
 
@@ -219,11 +241,10 @@ class Run:
         if not (path.is_file() or path.with_suffix(".safetensors.index.json").is_file()):
             raise DataError(f"{self.folder}: no model.safetensors in it; the run has not saved a model")
         try:
-            if self.config.get("model_type") == "subquad-reference":
-                import subquad.compat  # noqa: F401 - makes published models known to the Auto classes
+            self._know_published_models()
             # Sizes that differ are refused below, with names, as all weights that do not fit.
             with quiet_transformers():
-                loaded: Any = self._head[0].from_pretrained(
+                loaded: Any = self.model_class.from_pretrained(
                     self.folder,
                     use_safetensors=True,
                     local_files_only=True,

@@ -197,8 +197,8 @@ class Recipe:
         model: Keyword arguments of `SubquadConfig`; vocabulary and special tokens come from the tokenizer.
         data: The text, or what the task learns from in its place.
         training: The training.
-        init: Run folder of the model that is finetuned, for the task "glue": its weights, tokenizer and configuration,
-            in which `model` names the changes.
+        init: Run folder whose model is trained on, or for the task "glue" finetuned: its weights, tokenizer and
+            configuration, in which `model` names the changes.
     """
 
     task: str

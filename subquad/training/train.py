@@ -58,7 +58,8 @@ def train(
         overrides: Changes of the recipe, `section.key=value`.
         resume: A run folder to continue, exactly as if it had never stopped; it needs nothing else (a finetuned one
             the run that it began with).
-        init: A run folder whose model is finetuned, instead of the recipe's.
+        init: A run folder whose model and tokenizer are trained on, in place of the recipe's; `overrides` of `model`
+            change its configuration.
 
     Returns:
         The run folder.
@@ -80,6 +81,9 @@ def train(
     else:
         assert recipe is not None
         resolved = load_recipe(recipe, overrides)
+        if init is not None and not task_class(resolved.task).starts_from_run:
+            # The run brings a model, and the recipe's own gives way: what is set here changes that of the run.
+            resolved = load_recipe(recipe, ["model={}", *overrides])
         folder = Path(output) if output is not None else Path("runs") / Path(recipe).stem
     section: Any = resolved.data
     if data is not None:
@@ -285,8 +289,6 @@ def _check(recipe: Recipe) -> None:
     task = task_class(recipe.task)
     if task.starts_from_run and recipe.init is None:
         raise ValueError(f"the task {recipe.task} finetunes the model of a run: give its folder, --init RUN")
-    if not task.starts_from_run and recipe.init is not None:
-        raise ValueError(f"the task {recipe.task} trains a new model: leave init out, got {recipe.init}")
     task.check(recipe)
 
 

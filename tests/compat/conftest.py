@@ -5,6 +5,8 @@ import importlib.util
 import pytest
 from support import shared
 
+from subquad.data.lra import ListOpsLimits, generate_listops
+
 
 @pytest.fixture(scope="session")
 def golden():
@@ -26,3 +28,18 @@ def load(golden):
         return meta["family"], meta["config"], state, inputs, tensors["output.y"], meta["call"]["kwargs"]
 
     return load
+
+
+@pytest.fixture
+def listops(tmp_path):
+    """A folder with short expressions in the format of the Long Range Arena."""
+    generate_listops(
+        tmp_path / "data/listops-1000",
+        train=30,
+        valid=5,
+        test=11,
+        limits=ListOpsLimits(min_length=4, max_length=24, max_depth=4, max_args=4),
+        num_workers=1,
+        progress=False,
+    )
+    return tmp_path / "data"

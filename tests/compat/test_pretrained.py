@@ -22,7 +22,7 @@ from subquad.compat.convert import convert
 from subquad.compat.pretrained import CLASSES, ReferenceConfig, ReferenceForCausalLM
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError
-from subquad.data.lra import ListOpsLimits, generate_listops, open_lra
+from subquad.data.lra import open_lra
 from subquad.evaluation import Run, evaluate_run
 from subquad.training.train import train
 
@@ -360,19 +360,6 @@ def lightning(path, family, options):
 
 class TestEvaluation:
     """From checkpoints to accuracies."""
-
-    @pytest.fixture
-    def listops(self, tmp_path):
-        generate_listops(
-            tmp_path / "data/listops-1000",
-            train=30,
-            valid=5,
-            test=11,
-            limits=ListOpsLimits(min_length=4, max_length=24, max_depth=4, max_args=4),
-            num_workers=1,
-            progress=False,
-        )
-        return tmp_path / "data"
 
     @pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
     @pytest.mark.parametrize(

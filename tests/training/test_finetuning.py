@@ -184,7 +184,7 @@ def test_commands(pretrained, data, mnli, tmp_path):
         (("train", "glue-mrpc"), "--init RUN"),
         (("glue", pretrained, "--output", tmp_path / "suite", "--seeds", "one"), "--seeds must be positive numbers"),
         (("glue", pretrained, "--output", tmp_path / "suite", "--tasks", "mprc"), "Did you mean 'mrpc'?"),
-        (("train", "tnn-tiny", "--init", pretrained), "trains a new model"),
+        (("train", "tnn-tiny", "--init", pretrained), "needs a model of the task causal-lm, this one is of masked-lm"),
         (("train", "--resume", mnli, "--init", pretrained), "leave `init` out"),
         (("generate", mnli), "needs a model of the task causal-lm, this one is of glue"),
     ):

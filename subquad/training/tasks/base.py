@@ -39,7 +39,7 @@ class Task:
     repeats: int = 1
     """How often an epoch shows each of the training examples that it shows; see `UpdateBatches`."""
     starts_from_run: ClassVar[bool] = False
-    """Whether the model is that of a run, `init` in the recipe."""
+    """Whether there is no training from nothing: the model is always that of a run, `init` in the recipe."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         raise NotImplementedError

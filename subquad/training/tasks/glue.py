@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from subquad.data import DataError, Tokenizer
 from subquad.data.glue import (
@@ -20,12 +20,13 @@ from subquad.data.glue import (
 )
 from subquad.evaluation.glue import evaluate_glue
 from subquad.evaluation.runs import Run
-from subquad.models import SubquadConfig, SubquadForSequenceClassification, SubquadModel
+from subquad.models import SubquadConfig, SubquadModel
 from subquad.training.recipe import GlueRecipe, Recipe
 from subquad.training.tasks.base import Task, register_task
+from subquad.training.tasks.continued import changed_config, check_length, copy_weights
 
 
-def finetuned_config(recipe: Recipe, labels: Sequence[str] | None) -> SubquadConfig:
+def finetuned_config(recipe: Recipe, labels: Sequence[str] | None) -> PreTrainedConfig:
     """The configuration of the model a run starts from, with a classifier, and what the recipe's `model` changes.
 
     Args:
@@ -39,7 +40,7 @@ def finetuned_config(recipe: Recipe, labels: Sequence[str] | None) -> SubquadCon
     assert recipe.init is not None
     assert isinstance(recipe.data, GlueRecipe)
     run = Run(recipe.init)
-    if run.config.get("model_type") != SubquadConfig.model_type or run.config.get("image_size") is not None:
+    if any(run.config.get(name) is not None for name in ("image_size", "input_features")):
         raise DataError(f"{recipe.init}: its model cannot be finetuned on text")
     from_data = (
         {"num_labels": 1}
@@ -49,11 +50,12 @@ def finetuned_config(recipe: Recipe, labels: Sequence[str] | None) -> SubquadCon
     for name in (*from_data, "num_labels", "vocab_size"):
         if name in recipe.model:
             raise ValueError(f"model.{name} is not set in a recipe: it follows from data.task and init")
-    own = {name: value for name, value in run.config.items() if name in SubquadConfig.__annotations__}
-    config = SubquadConfig.from_options(own | recipe.model | from_data)
-    length, positions = recipe.data.max_length, config.max_position_embeddings
-    if config.position_embedding == "learned" and positions is not None and length > positions:
-        raise ValueError(f"data.max_length is {length}, the model of {recipe.init} has {positions} positions")
+    changes = recipe.model | from_data
+    if run.config.get("model_type") == SubquadConfig.model_type:
+        config = changed_config(run, changes)
+    else:
+        config = run.load_config().with_classifier(changes)
+    check_length(config, recipe.data.max_length, "max_length", recipe.init)
     return config
 
 
@@ -87,7 +89,7 @@ class Glue(Task):
             raise ValueError(f"data.max_length must be at least {SHORTEST}, got {recipe.data.max_length}")
         config = finetuned_config(recipe, None if kind.is_regression else kind.labels)
         with torch.device("meta"):
-            SubquadForSequenceClassification(config)
+            AutoModelForSequenceClassification.from_config(config)
 
     @cached_property
     def source(self) -> GlueSource:
@@ -144,16 +146,13 @@ class Glue(Task):
             DataError: The weights of the run do not fit the options of the recipe.
         """
         assert self.recipe.init is not None
-        pretrained = Run(self.recipe.init).load_model("cpu")
-        model = SubquadForSequenceClassification(finetuned_config(self.recipe, self.classes))
-        backbone = getattr(pretrained, "model", None)
+        run = Run(self.recipe.init)
+        backbone = run.load_model("cpu").base_model
         if not isinstance(backbone, SubquadModel):
-            raise DataError(f"{self.recipe.init}: {type(pretrained).__name__} cannot be finetuned")
-        try:
-            model.model.load_state_dict(backbone.state_dict())
-        except RuntimeError as error:
-            reason = " ".join(str(error).split()[:40])
-            raise DataError(f"{self.recipe.init}: its weights do not fit the model options: {reason}") from None
+            raise DataError(f"{self.recipe.init}: its model has no backbone of ours, and cannot be finetuned")
+        config = finetuned_config(self.recipe, self.classes)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        copy_weights(model.base_model, backbone, run.folder)
         return model
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -10,11 +10,13 @@ from transformers import PreTrainedModel
 
 from subquad.data import Tokenizer
 from subquad.data.images import EvaluationImages, ImageData, TrainingImages, open_images
-from subquad.evaluation.images import TOP, evaluate_images, model_inputs, score_images
+from subquad.evaluation.images import TOP, as_in_training, check_classes, evaluate_images, model_inputs, score_images
+from subquad.evaluation.runs import Run
 from subquad.models import SubquadConfig, SubquadForImageClassification, SubquadForSequenceClassification
 from subquad.training.recipe import ImageRecipe, Recipe
 from subquad.training.sampler import fitting_batch_size, num_devices
 from subquad.training.tasks.base import Task, register_task
+from subquad.training.tasks.continued import blank_model, check_data, continued_model
 
 
 def image_classifier(recipe: Recipe, *, classes: Sequence[str], num_channels: int) -> PreTrainedModel:
@@ -72,13 +74,17 @@ class ImageClassification(Task):
                 f"data.augmentation: images are mixed in pairs, and batches of a device hold {size}: choose an even "
                 "training.device_batch_size, or mixup 0 and cutmix 0"
             )
+        if recipe.init is not None:
+            blank_model(recipe)
+            return
         with torch.device("meta"):
             image_classifier(recipe, classes=[str(label) for label in range(10)], num_channels=3)
 
     @cached_property
     def data(self) -> ImageData:
-        """The images of all splits."""
-        return open_images(self.section.source, valid_fraction=self.section.valid_fraction)
+        """The images of all splits; the model of a run goes on with the normalisation that it was trained with."""
+        opened = open_images(self.section.source, valid_fraction=self.section.valid_fraction)
+        return opened if self.recipe.init is None else as_in_training(opened, Run(self.recipe.init))
 
     @property
     def repeats(self) -> int:
@@ -116,8 +122,23 @@ class ImageClassification(Task):
         }
 
     def build_model(self) -> PreTrainedModel:
-        """The model with its initial values."""
-        return image_classifier(self.recipe, classes=self.data.classes, num_channels=self.data.num_channels)
+        """The model with its initial values, or those of the run `init`."""
+        if self.recipe.init is None:
+            return image_classifier(self.recipe, classes=self.data.classes, num_channels=self.data.num_channels)
+        return self._continued()
+
+    def _continued(self) -> PreTrainedModel:
+        model, data, size = continued_model(self.recipe), self.data, self.section.image_size
+        config, init = model.config, self.recipe.init or ""
+        if self.section.layout == "patches":
+            sides = [size, size] if isinstance(config.image_size, list) else size
+            check_data(config, init, image_size=sides, num_channels=data.num_channels, num_labels=len(data.classes))
+        else:
+            check_data(config, init, input_features=data.num_channels, num_labels=len(data.classes))
+        check_classes(config, data, init)
+        config.id2label = dict(enumerate(data.classes))
+        config.label2id = {name: label for label, name in enumerate(data.classes)}
+        return model
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of images."""

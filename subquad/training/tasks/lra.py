@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from subquad.data import Tokenizer
+from subquad.data import DataError, Tokenizer
 from subquad.data.lra import LRAData, open_lra
 from subquad.data.lra.datasets import NUM_LABELS, PIPELINES, RULES, num_features
 from subquad.evaluation.accuracy import evaluate_accuracy, score_batch
@@ -17,6 +17,7 @@ from subquad.models import SubquadConfig, SubquadForSequenceClassification
 from subquad.registry import unknown_name
 from subquad.training.recipe import LongRangeArenaRecipe, Recipe
 from subquad.training.tasks.base import Task, register_task
+from subquad.training.tasks.continued import blank_model, check_data, continued_model
 
 # Of one sequence, and of a pair.
 HEADS = {"s4": ("linear", "pair"), "byte": ("mlp", "pair"), "google": ("mlp", "deep_pair")}
@@ -75,6 +76,9 @@ class SequenceClassification(Task):
             raise ValueError(unknown_name("pipeline", data.pipeline, PIPELINES))
         if not isinstance(data.source, str):
             raise ValueError(f"the data of the Long Range Arena is one folder, got {data.source}")
+        if recipe.init is not None:
+            check_data(blank_model(recipe).config, recipe.init, num_labels=NUM_LABELS[data.task])
+            return
         is_tokens = (data.pipeline, data.task) in RULES or data.pipeline != "s4"
         inputs = (256, None) if is_tokens else (None, num_features(data.colour, data.permute))
         with torch.device("meta"):
@@ -113,8 +117,16 @@ class SequenceClassification(Task):
         }
 
     def build_model(self) -> PreTrainedModel:
-        """The model with its initial values."""
-        data = self.data
+        """The model with its initial values, or those of the run `init`."""
+        data, init = self.data, self.recipe.init
+        section: Any = self.recipe.data
+        if init is not None:
+            model = continued_model(self.recipe)
+            kind = {"input_features": data.input_features}
+            check_data(model.config, init, **(kind if data.vocab_size is None else {"vocab_size": data.vocab_size}))
+            if model.config.is_of_pairs != (section.task == "retrieval"):
+                raise DataError(f"{init}: only a model of the task retrieval compares pairs")
+            return model
         config = classifier_config(self.recipe, vocab_size=data.vocab_size, input_features=data.input_features)
         return SubquadForSequenceClassification(config)
 

@@ -11,10 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from subquad.data import Corpus, DataError, Tokenizer, Vocabulary, build_tokenizer, collate, prepare
 from subquad.data.blocks import IGNORED
+from subquad.evaluation.runs import Run
 from subquad.models import SubquadConfig
 from subquad.training.callbacks import perplexity
 from subquad.training.recipe import Recipe
 from subquad.training.tasks.base import Task
+from subquad.training.tasks.continued import blank_model, check_length, continued_model
 
 # What `metrics.json` takes from an evaluation.
 FIGURES = ("loss", "perplexity", "bits_per_byte", "word_perplexity", "tokens", "words", "bytes", "vocabulary")
@@ -64,11 +66,17 @@ class LanguageModel(Task):
         self.recipe = recipe
         data: Any = recipe.data
         self.example_name = f"blocks of {data.block_size} tokens"
+        if tokenizer is None and recipe.init is not None:
+            tokenizer = Run(recipe.init).tokenizer_for(data.source)
         self.tokenizer = tokenizer or build_tokenizer(data.tokenizer, data.source, text_column=data.text_column)
 
     @classmethod
     def check(cls, recipe: Recipe) -> None:
         """Build the model without memory, with any vocabulary."""
+        data: Any = recipe.data
+        if recipe.init is not None:
+            check_length(blank_model(recipe).config, data.block_size, "block_size", recipe.init)
+            return
         config = model_config(recipe, Vocabulary(unit="", size=1 << 20, hash="", eos_id=2, pad_id=1))
         with torch.device("meta"):
             cls.auto_class.from_config(config)
@@ -120,8 +128,13 @@ class LanguageModel(Task):
         return partial(collate, pad_id=self.tokenizer.vocabulary.pad_id)
 
     def build_model(self) -> PreTrainedModel:
-        """The model with its initial values."""
-        return self.auto_class.from_config(self.config)
+        """The model with its initial values, or those of the run `init`."""
+        if self.recipe.init is None:
+            return self.auto_class.from_config(self.config)
+        model, size = continued_model(self.recipe), self.tokenizer.num_ids
+        if size > model.config.vocab_size:
+            raise DataError(f"{self.recipe.init}: its model has {model.config.vocab_size} tokens, its tokenizer {size}")
+        return model
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Number of tokens that are predicted."""
