@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 import yaml
 from run_folders import write_text
 from support import assert_close
-from training_runs import RECIPE, assert_same, log_of, losses, numbers, state
+from training_runs import RECIPE, assert_same, log_of, losses, numbers, state, train_in_two_processes
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -117,20 +114,9 @@ def test_how_an_update_is_divided_changes_nothing(tmp_path):
 def test_two_processes_see_the_masks_of_one(tmp_path):
     options = ("model.dropout=0", "training.steps=4", "training.eval_steps=2", "training.device_batch_size=2")
     one = masked_run(tmp_path, "one", *options)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\nfrom subquad.training.train import train\n"
-        "train(sys.argv[1], output=sys.argv[2], overrides=sys.argv[3:])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    command += [str(tmp_path / "masked.yaml"), str(tmp_path / "two"), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    assert_close(losses(tmp_path / "two"), losses(one), torch.float32)
-    evaluations = [
-        [line["eval_loss"] for line in log_of(run) if "eval_loss" in line] for run in (tmp_path / "two", one)
-    ]
+    two = train_in_two_processes(tmp_path / "masked.yaml", tmp_path / "two", *options)
+    assert_close(losses(two), losses(one), torch.float32)
+    evaluations = [[line["eval_loss"] for line in log_of(run) if "eval_loss" in line] for run in (two, one)]
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-5)
 
 

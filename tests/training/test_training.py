@@ -2,18 +2,25 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from support import assert_close
-from training_runs import assert_same, log_of, losses, numbers, state, tiny_run, weights, write_recipe
+from training_runs import (
+    assert_same,
+    log_of,
+    losses,
+    numbers,
+    state,
+    tiny_run,
+    train_in_two_processes,
+    weights,
+    write_recipe,
+)
 
 from subquad.evaluation import Run, evaluate_run
 from subquad.training import checkpoints
@@ -242,17 +249,7 @@ def test_accumulation_changes_nothing_though_lengths_differ(tmp_path, uneven):
 def test_two_processes_compute_what_one_does(tmp_path, uneven):
     options = (*uneven, "training.steps=6", "training.eval_steps=3", "training.device_batch_size=1")
     one = tiny_run(tmp_path, "one", *options)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\nfrom subquad.training.train import train\n"
-        "train(sys.argv[1], output=sys.argv[2], overrides=sys.argv[3:])\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    command += [str(tmp_path / "tiny.yaml"), str(tmp_path / "two"), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    two = tmp_path / "two"
+    two = train_in_two_processes(tmp_path / "tiny.yaml", tmp_path / "two", *options)
     assert_close(losses(two), losses(one), torch.float32)
     assert [line["tokens"] for line in log_of(two) if "loss" in line] == [
         line["tokens"] for line in log_of(one) if "loss" in line
