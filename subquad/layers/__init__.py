@@ -1,8 +1,8 @@
 """What stands around a token mixer: norms, activations, channel mixers, positions, lower bounds."""
 
-from subquad.layers.activations import ACTIVATIONS, activation
+from subquad.layers.activations import ACTIVATIONS, activation, gated
 from subquad.layers.channel_mixers import FFN, GLU, build_channel_mixer
-from subquad.layers.lower_bounds import LowerBounds, forget_gate, shared_lower_bounds
+from subquad.layers.lower_bounds import LowerBounds, shared_lower_bounds
 from subquad.layers.lrpe import LRPE, RELATIVE_POSITIONS, RotaryPositions, build_relative_positions
 from subquad.layers.norms import NORMS, BatchNorm, apply_norm, build_norm
 from subquad.layers.patches import PATCH_EMBEDDINGS, PatchEmbedding, build_patch_embedding
@@ -30,6 +30,6 @@ __all__ = [
     "build_norm",
     "build_patch_embedding",
     "build_relative_positions",
-    "forget_gate",
+    "gated",
     "shared_lower_bounds",
 ]

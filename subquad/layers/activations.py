@@ -1,4 +1,4 @@
-"""Activation functions by name."""
+"""Activation functions by name, and the product with an activated gate."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subquad.ops import gated_product
 from subquad.registry import unknown_name
 
 
@@ -50,3 +51,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise ValueError(unknown_name("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def gated(x: Tensor, gate: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The product x ⊙ φ(gate) of two tensors (..., dim), φ being what `activation` returned."""
+    return gated_product(x, gate) if activation is F.silu else x * activation(gate)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from subquad.layers.activations import activation as get_activation
+from subquad.layers.activations import gated
 from subquad.registry import build_from
 
 
@@ -29,7 +30,7 @@ class GLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., dim) to (..., dim)."""
-        return self.down_proj(self.dropout(self.activation(self.gate_proj(x))) * self.up_proj(x))
+        return self.down_proj(self.dropout(gated(self.up_proj(x), self.gate_proj(x), self.activation)))
 
 
 class FFN(nn.Module):

@@ -48,18 +48,3 @@ def shared_lower_bounds(configs: list[dict[str, Any]], widths: list[int]) -> Low
             f"got `lower_bounds` {sorted(wanted)} and widths {sorted(set(widths))}"
         )
     return LowerBounds(len(configs), widths[0]) if wanted == {True} else None
-
-
-def forget_gate(logits: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The forget gate λ = γ + (1 − γ) σ(z) and its complement 1 − λ, of the shape of the logits z.
-
-    Both in float32 at least, and 1 − λ as (1 − γ) σ(−z): half precision knows no number between 0.996 and 1, where
-    upper layers live.
-
-    Args:
-        logits: z (..., dim).
-        lower_bound: γ (dim,), or None for 0.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    bound = logits.new_zeros(()) if lower_bound is None else lower_bound.to(logits.dtype)
-    return bound + (1 - bound) * torch.sigmoid(logits), (1 - bound) * torch.sigmoid(-logits)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subquad.layers import LowerBounds, build_norm, forget_gate, shared_lower_bounds
+from subquad.layers import LowerBounds, build_norm, shared_lower_bounds
 from subquad.layers import activation as get_activation
 from subquad.mixers.base import Mixer, State, register_mixer
-from subquad.ops import gated_linear_attention
+from subquad.ops import forget_gate, gated_linear_attention
 
 
 @register_mixer("hgrn2")

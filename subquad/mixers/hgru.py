@@ -14,12 +14,13 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from subquad.layers import LowerBounds, build_norm, forget_gate, shared_lower_bounds
+from subquad.layers import LowerBounds, build_norm, gated, shared_lower_bounds
 from subquad.layers import activation as get_activation
 from subquad.mixers.base import Mixer, State, register_mixer
-from subquad.ops import linear_recurrence
+from subquad.ops import forget_gate, gated_input, linear_recurrence
 
 Scans = list[tuple[bool, Tensor | None]]
 """Whether each scan is reverse, and its phase."""
@@ -127,13 +128,16 @@ class HGRU(Mixer):
 
     def gates(self, x: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gated input (1 − λ) ⊙ u and the forget gate λ, float32 at least."""
-        decay, input_gate = forget_gate(self.forget_proj(x), lower_bound)
-        inputs = self.activation(self.input_proj(x)).unflatten(-1, (-1, self.channels))
-        return (inputs * input_gate.unsqueeze(-2)).flatten(-2), decay
+        u, logits = self.input_proj(x), self.forget_proj(x)
+        if self.activation is F.silu:
+            return gated_input(u, logits, lower_bound)
+        decay, complement = forget_gate(logits, lower_bound)
+        inputs = self.activation(u).unflatten(-1, (-1, self.channels))
+        return (inputs * complement.unsqueeze(-2)).flatten(-2), decay
 
     def readout(self, x: Tensor, h: Tensor) -> Tensor:
         """The output (batch, length, dim) from the input and the states."""
-        return self.output_proj(self.norm(h.to(x.dtype)) * self.activation(self.gate_proj(x)))
+        return self.output_proj(gated(self.norm(h.to(x.dtype)), self.gate_proj(x), self.activation))
 
 
 @register_mixer("hgru_2d")

@@ -1,7 +1,9 @@
 """Mathematics on tensors, without parameters: each op is one function with a readable reference and fast paths."""
 
 from subquad.ops.backends import explain
+from subquad.ops.gated_input import forget_gate, gated_input
 from subquad.ops.gated_linear_attention import gated_linear_attention
+from subquad.ops.gated_product import gated_product
 from subquad.ops.linear_attention import linear_attention
 from subquad.ops.linear_cross_entropy import linear_cross_entropy
 from subquad.ops.linear_recurrence import linear_recurrence
@@ -11,7 +13,10 @@ from subquad.ops.toeplitz import toeplitz
 
 __all__ = [
     "explain",
+    "forget_gate",
+    "gated_input",
     "gated_linear_attention",
+    "gated_product",
     "linear_attention",
     "linear_cross_entropy",
     "linear_recurrence",

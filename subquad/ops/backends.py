@@ -14,6 +14,8 @@ IMPLEMENTED = {
     "spectral_filter": ("torch", "reference"),
     "ski": ("torch", "reference"),
     "linear_recurrence": ("numba", "torch", "reference"),
+    "gated_product": ("numba", "reference"),
+    "gated_input": ("numba", "reference"),
     "linear_attention": ("torch", "reference"),
     "gated_linear_attention": ("torch", "reference"),
     "linear_cross_entropy": ("torch", "reference"),
@@ -29,7 +31,7 @@ def obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return f"{op} has no {backend} implementation yet: use one of {', '.join(IMPLEMENTED[op])}"
     if backend == "numba":
         if device.type != "cpu":
-            return f"numba runs on the CPU, the tensors are on {device.type}: use backend='torch'"
+            return f"numba runs on the CPU, the tensors are on {device.type}: use backend='{IMPLEMENTED[op][1]}'"
         if not HAS_NUMBA:
             return "numba is not installed: pip install 'subquad[cpu]'"
     return None

@@ -6,25 +6,12 @@ inner loop over channels is contiguous. Real and complex recurrences differ only
 Legend: s sequence, t position, c channel in a block, d number of channels, p previous state, a gradient of the state.
 """
 
-import functools
-import itertools
-from collections.abc import Callable
-
-import numba
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
-
-def compiled(function: Callable) -> Callable:
-    """Compile for any length and number of threads, and keep the result on disk where there is a place to write."""
-    # Multiplications and additions may be fused; nothing else is reordered, and NaNs stay NaNs.
-    compile_ = functools.partial(numba.njit, parallel=True, fastmath={"contract"})
-    try:
-        return compile_(cache=True)(function)
-    except RuntimeError:
-        return compile_()(function)
+from subquad.ops.loops import array, compiled, run
 
 
 @compiled
@@ -161,19 +148,6 @@ def _block(num_sequences: int, dim: int) -> int:
     return max(1, min(dim, -(-share // 32) * 32))
 
 
-def _run(loop: Callable[..., None], *arguments: list) -> None:
-    """Run a compiled loop on as many threads as torch uses; starting numba's threads must not change that number."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    loop(*itertools.chain(*arguments))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
-
-
 def forward(
     x: Tensor,
     decay: Tensor,
@@ -188,11 +162,11 @@ def forward(
     initial = decay.new_zeros(final.shape) if initial_state is None else initial_state
     block = _block(len(rows), decay.shape[2])
     walk: list = [rows, starts, stops, reverse, block, h.numpy(), final.numpy()]
-    arrays: list = [_array(x.to(decay.dtype)), _array(decay), _array(initial)]
+    arrays: list = [array(x.to(decay.dtype)), array(decay), array(initial)]
     if phase is None:
-        _run(_forward_real, arrays, walk)
+        run(_forward_real, arrays, walk)
     else:
-        _run(_forward_complex, arrays, [_array(phase.cos()), _array(phase.sin())], walk)
+        run(_forward_complex, arrays, [array(phase.cos()), array(phase.sin())], walk)
     return h, final
 
 
@@ -212,12 +186,12 @@ def backward(
     grad_initial = decay.new_empty(grad_final.shape)
     initial = decay.new_zeros(grad_final.shape) if initial_state is None else initial_state
     block = _block(len(rows), decay.shape[2])
-    arrays: list = [_array(tensor) for tensor in (grad_h, grad_final, h, decay, initial)]
+    arrays: list = [array(tensor) for tensor in (grad_h, grad_final, h, decay, initial)]
     walk: list = [rows, starts, stops, reverse, block, grad_x.numpy(), grad_decay.numpy(), grad_initial.numpy()]
     if phase is None:
-        _run(_backward_real, arrays, walk)
+        run(_backward_real, arrays, walk)
         return grad_x, grad_decay, grad_initial, decay.new_empty(0)
     # One row for each sequence, added up at the end: no two tasks write to the same place.
     grad_phase = decay.new_zeros(len(rows), decay.shape[2])
-    _run(_backward_complex, arrays, [_array(phase.cos()), _array(phase.sin())], [*walk, grad_phase.numpy()])
+    run(_backward_complex, arrays, [array(phase.cos()), array(phase.sin())], [*walk, grad_phase.numpy()])
     return grad_x, grad_decay, grad_initial, grad_phase.sum(0)

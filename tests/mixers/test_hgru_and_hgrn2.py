@@ -1,5 +1,7 @@
 """HGRU, its grid form and HGRN2 against their formulas, step by step."""
 
+import importlib
+
 import pytest
 import torch
 from support import assert_close
@@ -97,6 +99,22 @@ def test_hgrn2_is_its_recurrence():
     y, (state,) = mixer(x, lower_bound=BOUND)
     assert_close(y, expected)
     assert_close(state, states[:, -1])
+
+
+@pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
+def test_many_positions_are_computed_as_few_are(complex_, monkeypatch):
+    """Long inputs take compiled loops where short ones take the formula of the gates."""
+    unit = randomized(HGRU(DIM, complex=complex_).double())
+    x = torch.randn(2, 9, DIM, dtype=torch.float64, requires_grad=True)
+    bound = BOUND.clone().requires_grad_()
+    results = []
+    for small in (2**14, 0):
+        for name in ("gated_product", "gated_input"):
+            monkeypatch.setattr(importlib.import_module(f"subquad.ops.{name}"), "SMALL", small)
+        y, _ = unit(x, lower_bound=bound)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, bound, *unit.parameters()])])
+    for few, many in zip(*results, strict=True):
+        assert_close(many, few)
 
 
 @pytest.mark.parametrize("bias", [-200.0, -15.0, 15.0, 200.0])

@@ -1,0 +1,128 @@
+"""The products of gated units as compiled loops for the CPU: what is needed of a gate is computed where it is used.
+
+Legend: z logits of a gate, s = σ(z), n = σ(−z), g gradient of an output; prange runs over pieces of the rows.
+"""
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from subquad.ops.loops import array, compiled, run, sigmoids
+
+
+@compiled
+def _product(x, z, y):
+    one = x.dtype.type(1)
+    for i in prange(x.size):
+        s, _ = sigmoids(z[i], one)
+        y[i] = x[i] * (z[i] * s)
+
+
+@compiled
+def _product_backward(g, x, z, grad_x, grad_z):
+    one = x.dtype.type(1)
+    for i in prange(x.size):
+        s, n = sigmoids(z[i], one)
+        silu = z[i] * s
+        grad_x[i] = g[i] * silu
+        grad_z[i] = g[i] * x[i] * (s + silu * n)
+
+
+@compiled
+def _input(x, z, bound, starts, inputs, decay):
+    one = x.dtype.type(1)
+    d = z.shape[1]
+    for piece in prange(len(starts) - 1):
+        complement = np.empty(d, x.dtype)
+        for t in range(starts[piece], starts[piece + 1]):
+            for c in range(d):
+                s, n = sigmoids(z[t, c], one)
+                decay[t, c] = bound[c] + (one - bound[c]) * s
+                complement[c] = (one - bound[c]) * n
+            for first in range(0, x.shape[1], d):
+                x_t, inputs_t = x[t, first : first + d], inputs[t, first : first + d]
+                for c in range(d):
+                    s, _ = sigmoids(x_t[c], one)
+                    inputs_t[c] = x_t[c] * s * complement[c]
+
+
+@compiled
+def _input_backward(grad_inputs, grad_decay, x, z, bound, starts, grad_x, grad_z, grad_bound):
+    one = x.dtype.type(1)
+    d = z.shape[1]
+    for piece in prange(len(starts) - 1):
+        s_t, n_t, by_gate = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype)
+        for t in range(starts[piece], starts[piece + 1]):
+            for c in range(d):
+                s_t[c], n_t[c] = sigmoids(z[t, c], one)
+                by_gate[c] = grad_decay[t, c]
+            for first in range(0, x.shape[1], d):
+                g_t, x_t, grad_t = (
+                    grad_inputs[t, first : first + d],
+                    x[t, first : first + d],
+                    grad_x[t, first : first + d],
+                )
+                for c in range(d):
+                    s, n = sigmoids(x_t[c], one)
+                    silu = x_t[c] * s
+                    by_gate[c] -= g_t[c] * silu
+                    grad_t[c] = g_t[c] * (one - bound[c]) * n_t[c] * (s + silu * n)
+            for c in range(d):
+                grad_z[t, c] = by_gate[c] * (one - bound[c]) * s_t[c] * n_t[c]
+                grad_bound[piece, c] += by_gate[c] * n_t[c]
+
+
+def _starts(rows: int) -> np.ndarray:
+    """Where the pieces of rows start, one for each thread, and where the last one ends."""
+    pieces = min(rows, torch.get_num_threads())
+    return np.arange(pieces + 1) * rows // max(pieces, 1)
+
+
+def _flat(*tensors: Tensor) -> list[np.ndarray]:
+    """The numbers of tensors of one shape and one order in memory, without gaps."""
+    return [tensor.detach().as_strided((tensor.numel(),), (1,)).numpy() for tensor in tensors]
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """`tensor` in the order in memory and the dtype of `other`, which has no gaps."""
+    if tensor.stride() == other.stride() and tensor.dtype == other.dtype:
+        return tensor
+    return torch.empty_like(other).copy_(tensor)
+
+
+def product(x: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product x ⊙ silu(gate) in `dtype`, in the order in memory of `gate`."""
+    y = torch.empty_like(gate, dtype=dtype)
+    run(_product, _flat(_like(x, y), _like(gate, y), y))
+    return y
+
+
+def product_backward(gradient: Tensor, x: Tensor, gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradients of x and gate, in `dtype`."""
+    grad_x, grad_gate = torch.empty_like(gate, dtype=dtype), torch.empty_like(gate, dtype=dtype)
+    run(_product_backward, _flat(*(_like(tensor, grad_x) for tensor in (gradient, x, gate)), grad_x, grad_gate))
+    return grad_x, grad_gate
+
+
+def gated_input(x: Tensor, logits: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """The gated inputs and the forget gate, in the dtype of `bound`."""
+    inputs, decay = bound.new_empty(x.shape), bound.new_empty(logits.shape)
+    x, logits = x.to(bound.dtype).flatten(0, -2), logits.to(bound.dtype).flatten(0, -2)
+    outputs = [tensor.flatten(0, -2).numpy() for tensor in (inputs, decay)]
+    run(_input, [array(x), array(logits), array(bound), _starts(len(x))], outputs)
+    return inputs, decay
+
+
+def gated_input_backward(
+    grad_inputs: Tensor, grad_decay: Tensor, x: Tensor, logits: Tensor, bound: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, logits and bound, in the dtype of `bound`."""
+    grad_x, grad_logits = bound.new_empty(x.shape), bound.new_empty(logits.shape)
+    rows = [array(tensor.to(bound.dtype).flatten(0, -2)) for tensor in (grad_inputs, grad_decay, x, logits)]
+    starts = _starts(len(rows[0]))
+    # One row for each piece, added up at the end: no two threads write to the same place.
+    grad_bound = bound.new_zeros(max(len(starts) - 1, 1), len(bound))
+    outputs = [grad_x.flatten(0, -2).numpy(), grad_logits.flatten(0, -2).numpy(), grad_bound.numpy()]
+    run(_input_backward, rows, [array(bound), starts], outputs)
+    return grad_x, grad_logits, grad_bound.sum(0)
