@@ -108,6 +108,7 @@ def total_scores(
     num_examples: int,
     *,
     progress: bool,
+    what: str = "examples",
 ) -> Tensor:
     """The sum of a score over batches, float64 on the CPU.
 
@@ -117,6 +118,7 @@ def total_scores(
         score: Of the model and a batch; a tensor of sums, the first of which is the negative log-likelihood.
         num_examples: In all batches.
         progress: Show a progress bar on a terminal.
+        what: What an example is, in the plural, for the bar.
 
     Raises:
         ValueError: There is no example, or the loss is not finite.
@@ -128,7 +130,7 @@ def total_scores(
     sums = torch.zeros((), dtype=torch.float64)
     hidden = None if progress else True  # None: shown on a terminal only
     try:
-        with torch.inference_mode(), tqdm(total=num_examples, desc="examples", disable=hidden) as bar:
+        with torch.inference_mode(), tqdm(total=num_examples, desc=what, disable=hidden) as bar:
             for batch in batches:
                 sums = sums + score(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
                 bar.update(len(batch["labels"]))

@@ -108,6 +108,7 @@ def evaluate_images(
         lambda model, batch: score_images(model, batch, confusion=True),
         len(images),
         progress=progress,
+        what="images",
     )
     classes = images.data.classes
     confusion = sums[2:].long().view(len(classes), len(classes))

@@ -380,9 +380,11 @@ def _data_notes(cell: Cell) -> list[str]:
             kind = {"test": "test", "train": "training"}[split]
             notes.append(f"{count:,} {kind} examples; the published data has {published[split]:,}")
     longest = _published_longest(cell.task, cell.pipeline)
+    if longest is None or cell.longest is None:
+        return notes
     # How long the longest of the published expressions is nobody says; the others are cut to a length.
     slack = 0.05 * longest if cell.task == "listops" else 0
-    if longest is not None and cell.longest is not None and abs(cell.longest - longest) > slack:
+    if abs(cell.longest - longest) > slack:
         notes.append(f"inputs of up to {cell.longest:,} tokens; those of the published runs have up to {longest:,}")
     return notes
 
