@@ -44,7 +44,7 @@ def gated_input(
     Args:
         x: (batch, length, dim), or (batch, length, 2·dim), all real parts before all imaginary ones.
         logits: z (batch, length, dim).
-        lower_bound: γ (dim,), or None for 0.
+        lower_bound: γ (dim,), or one for all channels (), or None for 0.
         backend: "auto", "numba" or "reference"; compilers are given the formula, which they fuse themselves.
 
     Returns:
@@ -60,16 +60,15 @@ def gated_input(
         raise ValueError(
             f"`x` must be {tuple(logits.shape)}, as `logits`, or twice as wide if complex, got {tuple(x.shape)}"
         )
-    if lower_bound is not None and lower_bound.shape != (width,):
-        raise ValueError(f"`lower_bound` must be ({width},), got {tuple(lower_bound.shape)}")
+    if lower_bound is not None and lower_bound.shape not in ((width,), ()):
+        raise ValueError(f"`lower_bound` must be ({width},) or one number, got {tuple(lower_bound.shape)}")
     chosen = choose("gated_input", backend, x.device)
     if chosen == "reference" or torch.compiler.is_compiling() or (backend == "auto" and x.numel() <= SMALL):
         decay, complement = forget_gate(logits, lower_bound)
         inputs = F.silu(x.to(decay.dtype)).unflatten(-1, (-1, width))
         return (inputs * complement.unsqueeze(-2)).flatten(-2), decay
-    if lower_bound is None:
-        lower_bound = logits.new_zeros(width)
-    return _gated_input(x, logits, lower_bound.to(accumulator(logits)))
+    bound = logits.new_zeros(()) if lower_bound is None else lower_bound
+    return _gated_input(x, logits, bound.to(accumulator(logits)).expand(width))
 
 
 @torch.library.custom_op("subquad::gated_input", mutates_args=())

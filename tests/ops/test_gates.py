@@ -56,6 +56,12 @@ def test_input_equals_the_formula(shape, parts, dtype):
 
 
 @needs_numba
+def test_one_lower_bound_for_all_channels():
+    bound = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    hold(gated_input, [normal(2, 9, 10), normal(2, 9, 5), bound])
+
+
+@needs_numba
 def test_any_order_in_memory_is_taken():
     gate = normal(5, 2, 7).permute(1, 2, 0)
     for x in (normal(5, 2, 7).permute(1, 2, 0), normal(2, 7, 5), normal(2, 5, 7).mT, normal(2, 7, 10)[..., ::2]):
@@ -175,7 +181,7 @@ def test_a_second_derivative_is_refused(op):
         (lambda: gated_input(torch.ones(1, 3, 4), torch.ones(2, 3, 4)), r"got \(1, 3, 4\)"),
         (
             lambda: gated_input(torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(3)),
-            r"`lower_bound` must be \(4,\), got \(3,\)",
+            r"`lower_bound` must be \(4,\) or one number, got \(3,\)",
         ),
         (lambda: gated_product(torch.ones(2), torch.ones(2), backend="torch"), "gated_product has no torch"),
     ],
