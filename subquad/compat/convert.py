@@ -17,8 +17,9 @@ from subquad._version import __version__
 from subquad.compat import glue
 from subquad.compat.checkpoints import Checkpoint, read_checkpoint
 from subquad.compat.fairseq import classification_heads
+from subquad.compat.language_sizes import preset
 from subquad.compat.pretrained import ReferenceConfig, to_pretrained
-from subquad.compat.recognize import Recognized, preset, recognize
+from subquad.compat.recognize import Recognized, recognize
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError, Tokenizer, build_tokenizer, load_tokenizer
 from subquad.data.dictionary import Dictionary
@@ -99,7 +100,8 @@ def convert(
     if glue_task is not None and glue.CLASSES[glue_task]:
         model.config.id2label = dict(enumerate(glue.CLASSES[glue_task]))
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
-    vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
+    with quiet_transformers():
+        vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
     output.parent.mkdir(parents=True, exist_ok=True)
     with written(output.resolve()) as folder:
         folder.mkdir()

@@ -28,7 +28,8 @@ from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassif
 
 from subquad.compat.checkpoints import weight_files
 from subquad.compat.fairseq import Published
-from subquad.compat.recognize import ENTRIES, Recognized
+from subquad.compat.families import ENTRIES
+from subquad.compat.recognize import Recognized
 from subquad.compat.reference import FAMILIES, check_options, from_reference
 from subquad.data import DataError
 from subquad.models import SubquadConfig, SubquadForSequenceClassification, SubquadModel

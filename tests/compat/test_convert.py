@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from subquad import cli
 from subquad.compat import from_reference
 from subquad.compat.convert import convert
-from subquad.compat.recognize import ENTRIES, recognize
+from subquad.compat.families import ENTRIES
+from subquad.compat.recognize import recognize
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError, build_tokenizer
 from subquad.evaluation import Run, evaluate_run
