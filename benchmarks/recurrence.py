@@ -60,7 +60,7 @@ def main() -> None:
         if not max(errors) < 1e-5:
             raise SystemExit(f"{name} is wrong (gradient errors {errors}): nothing was timed")
     candidates = {name: lambda f=function: gradients(f) for name, function in functions.items()}
-    times = time_side_by_side(candidates, args.repeats, once=frozenset({"loop over x[:, t]"}))
+    times = time_side_by_side(candidates, args.repeats, slow=frozenset({"loop over x[:, t]"}))
     title = f"linear recurrence, forward + backward, batch {args.batch}, length {args.length}, dim {args.dim}, float32"
     report(title, times, "subquad, numba", args.json)
 

@@ -71,6 +71,7 @@ def published(model: SubquadForCausalLM) -> SubquadForCausalLM:
     for block in model.model.layers:
         block.token_mixer = published_unit(block.token_mixer, PublishedToeplitz)
         block.token_norm = block.channel_norm = PublishedNorm()
+        block.channel_mixer.activation = nn.SiLU()
     return model
 
 
