@@ -170,7 +170,7 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
         raise DataError("lra: one run is given twice")
     groups: dict[tuple[str, str, str], list[tuple[Run, Published | None, list[str]]]] = {}
     for run in opened:
-        mixers = _mixer_types(run.config["mixers"])
+        mixers = _kinds(run)
         published, differences = _nearest_recipe(run.recipe, mixers)
         model = " + ".join(mixers) if published is None else published.model
         data = run.recipe["data"]
@@ -189,10 +189,18 @@ def _open(folder: Path | str) -> Run:
     data = run.recipe.get("data")
     if not isinstance(data, dict) or data.get("task") not in TASKS or not isinstance(data.get("pipeline"), str):
         raise DataError(f"{folder}: which task of the Long Range Arena it is of is not known (no recipe.yaml)")
-    mixers = run.config.get("mixers")
-    if not isinstance(mixers, list) or not all(isinstance(mixer, dict) and "type" in mixer for mixer in mixers):
-        raise DataError(f"{folder}: config.json has no list of mixers, so what the model is is not known")
+    _kinds(run)
     return run
+
+
+def _kinds(run: Run) -> list[str]:
+    """What the model is made of: its mixers, or the published family where no configuration of ours describes it."""
+    family, mixers = run.config.get("family"), run.config.get("mixers")
+    if isinstance(family, str):
+        return [family]
+    if not isinstance(mixers, list) or not all(isinstance(mixer, dict) and "type" in mixer for mixer in mixers):
+        raise DataError(f"{run.folder}: config.json has no list of mixers, so what the model is is not known")
+    return _mixer_types(mixers)
 
 
 def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Published | None, list[str]]]) -> Cell:

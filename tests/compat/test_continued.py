@@ -165,6 +165,9 @@ def test_the_long_range_arena(listops, tmp_path):
     result = call("evaluate", run.folder, "--json", tmp_path / "figures.json")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "figures.json").read_text())["accuracy"] == run.metrics["accuracy"]
+    result = call("lra", run.folder, "--output", tmp_path / "table")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[2].startswith("hgrn.lra")
     result = call("train", "hgrn-lra-image", "--init", start, "--data", listops, "--output", tmp_path / "wrong")
     assert result.exit_code == 2
     wrong = convert(lightning(path, "hgrn.lra", arena({"_name_": "hgru1d"}, 99)), tmp_path / "large").folder
