@@ -15,6 +15,7 @@ from subquad.compat import (
     transformer,
     transnormer,
     transnormer_grid,
+    transnormer_models,
     vit,
 )
 from subquad.compat.pretrained import to_pretrained
@@ -39,5 +40,6 @@ __all__ = [
     "transformer",
     "transnormer",
     "transnormer_grid",
+    "transnormer_models",
     "vit",
 ]

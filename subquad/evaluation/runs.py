@@ -270,7 +270,8 @@ class Run:
             DataError: It is missing or corrupt.
         """
         if not (self.folder / "tokenizer_config.json").is_file():
-            raise DataError(f"{self.folder}: no tokenizer in it (tokenizer_config.json is missing)")
+            hint = ": convert it with --dictionary or --tokenizer" if self.info.get("status") == "converted" else ""
+            raise DataError(f"{self.folder}: no tokenizer in it (tokenizer_config.json is missing){hint}")
         return load_tokenizer(self.folder)
 
     def open_data(self, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> TokenStream:

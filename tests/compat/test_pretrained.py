@@ -439,6 +439,7 @@ SHRUNK = (
     "model.options.glu_dim=32",
     *("data.tokenizer=bytes", "data.block_size=16"),
     *("training.steps=3", "training.batch_size=4", "training.device_batch_size=4", "training.eval_steps=3"),
+    "training.num_workers=0",
 )
 BANDS = tuple(f"model.options.adaptive_{side}_cutoff=50,100" for side in ("input", "softmax"))
 
