@@ -3,12 +3,58 @@
 Legend: z logits of a gate, s = σ(z), n = σ(−z), g gradient of an output; prange runs over pieces of the rows.
 """
 
+import math
+
+import numba
 import numpy as np
 import torch
 from numba import prange
+from numba.extending import overload
 from torch import Tensor
 
-from subquad.ops.loops import array, compiled, run, sigmoids
+from subquad.ops.loops import FASTMATH, array, compiled, run
+
+# What is inlined stands in this file: compiled loops are kept on disk until the file they are in changes.
+
+# float32: e^x = 2^n e^r with |r| ≤ log(2)/2 and six terms of the series, which compilers turn into vector instructions;
+# a call of the C library they leave alone. Smaller arguments than the lowest would leave the normal numbers.
+_LOWEST = np.float32(-87)
+_PER_LOG_2 = np.float32(1 / math.log(2))
+_LOG_2_HIGH = np.float32(0.693359375)
+_LOG_2_LOW = np.float32(math.log(2) - 0.693359375)
+_HALF, _ONE = np.float32(0.5), np.float32(1)
+_C3, _C4, _C5, _C6 = (np.float32(1 / math.factorial(k)) for k in range(3, 7))
+
+
+def exp_of_negative(x: float) -> float:
+    """The exponential of x ≤ 0, for compiled loops."""
+    return math.exp(x)
+
+
+@overload(exp_of_negative, jit_options={"fastmath": FASTMATH})
+def _(x):
+    if x != numba.float32:
+        return lambda x: math.exp(x)
+
+    def series(x):
+        x = _LOWEST if x < _LOWEST else x
+        n = np.int32(x * _PER_LOG_2 - _HALF)
+        r = x - np.float32(n) * _LOG_2_HIGH - np.float32(n) * _LOG_2_LOW
+        # The bits of 2^n: an exponent, and nothing else.
+        return np.int32((n + 127) << 23).view(np.float32) * (
+            _ONE + r * (_ONE + r * (_HALF + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+        )
+
+    return series
+
+
+# Inlined, or the loop around it is not turned into vector instructions.
+@numba.njit(inline="always")
+def sigmoids(z, one):
+    """σ(z) and σ(−z), each to its last digits; `one` is 1 in the dtype of z."""
+    small = exp_of_negative(-abs(z))
+    share = one / (one + small)
+    return share * (one if z >= 0 else small), share * (small if z >= 0 else one)
 
 
 @compiled
