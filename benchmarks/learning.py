@@ -109,9 +109,17 @@ PROBLEMS = {
         },
     ),
     "text-1024": Problem(
-        "lra-text", {**TEXT, "data.max_length": 1024, "training.steps": 1400, "training.eval_steps": 350}
+        "lra-text", {**TEXT, "data.max_length": 1024, "training.steps": 1400, "training.eval_steps": 700}
     ),
-    "text-4096": Problem("lra-text", {**TEXT, "training.steps": 350, "training.eval_steps": 350}),
+    "text-4096": Problem(
+        "lra-text",
+        {
+            **TEXT,
+            "training.device_batch_size": 4,  # reviews are of very different lengths: less padding
+            "training.steps": 600,
+            "training.eval_steps": 600,
+        },
+    ),
     "mnist": Problem(
         "image-tiny",
         {"training.steps": 1500, "training.eval_steps": 500},
