@@ -1,10 +1,11 @@
 """Which implementation of an op runs, and why. Each optional dependency is looked at in one place, here."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from subquad.registry import unknown_name
 
@@ -70,3 +71,20 @@ def refuse_second_order(op: str) -> Callable[..., NoReturn]:
         raise RuntimeError(f"{op} has gradients of first order only: use backend='reference' to differentiate twice")
 
     return refuse
+
+
+def differentiate(ctx: Any, gradients: Sequence[Tensor], formula: Callable, backward: Callable) -> tuple:
+    """The autograd rule of an op without loops over time, of any order.
+
+    Args:
+        ctx: What autograd kept; the saved tensors are the inputs of the op.
+        gradients: Of its outputs.
+        formula: The outputs from the inputs, in PyTorch; taken where the gradients will be differentiated themselves.
+        backward: The gradients of the inputs from `gradients` and the inputs, compiled.
+    """
+    inputs = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        return backward(*gradients, *inputs)
+    needed = [x for x, is_needed in zip(inputs, ctx.needs_input_grad, strict=True) if is_needed]
+    found = iter(torch.autograd.grad(formula(*inputs), needed, gradients, create_graph=True))
+    return tuple(next(found) if is_needed else None for is_needed in ctx.needs_input_grad)

@@ -7,7 +7,7 @@ Precision: float64 in float64, everything else in float32; 1 − λ is (1 − γ
 
 | backend   | what it is                       | gradients |
 | reference | the formula                      | x, logits, lower bound (autograd, any order) |
-| numba     | compiled loop, one pass (CPU)    | x, logits, lower bound (hand-written, first order) |
+| numba     | compiled loop, one pass (CPU)    | x, logits, lower bound (hand-written; of higher order by the formula) |
 
 With a the gradient of w and g that of λ:  e = g − Σ_parts a ⊙ silu(x);  ∂z = e (1 − γ) σ(z) σ(−z);  ∂γ = Σ e σ(−z).
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.backends import choose, differentiate
 from subquad.ops.gated_product import SMALL
 from subquad.ops.precision import accumulator
 
@@ -64,11 +64,15 @@ def gated_input(
         raise ValueError(f"`lower_bound` must be ({width},) or one number, got {tuple(lower_bound.shape)}")
     chosen = choose("gated_input", backend, x.device)
     if chosen == "reference" or torch.compiler.is_compiling() or (backend == "auto" and x.numel() <= SMALL):
-        decay, complement = forget_gate(logits, lower_bound)
-        inputs = F.silu(x.to(decay.dtype)).unflatten(-1, (-1, width))
-        return (inputs * complement.unsqueeze(-2)).flatten(-2), decay
+        return _formula(x, logits, lower_bound)
     bound = logits.new_zeros(()) if lower_bound is None else lower_bound
     return _gated_input(x, logits, bound.to(accumulator(logits)).expand(width))
+
+
+def _formula(x: Tensor, logits: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
+    decay, complement = forget_gate(logits, lower_bound)
+    inputs = F.silu(x.to(decay.dtype)).unflatten(-1, (-1, logits.shape[-1]))
+    return (inputs * complement.unsqueeze(-2)).flatten(-2), decay
 
 
 @torch.library.custom_op("subquad::gated_input", mutates_args=())
@@ -102,9 +106,8 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx, grad_inputs, grad_decay):
-    return _gated_input_backward(grad_inputs, grad_decay, *ctx.saved_tensors)
+def _differentiate(ctx, *gradients):
+    return differentiate(ctx, gradients, _formula, _gated_input_backward)
 
 
 _gated_input.register_autograd(_differentiate, setup_context=_save)
-_gated_input_backward.register_autograd(refuse_second_order("gated_input"))

@@ -6,14 +6,14 @@ Precision: float64 in float64, everything else in float32. The branches are all 
 
 | backend   | what it is                       | gradients |
 | reference | the formula                      | x, gate (autograd, any order) |
-| numba     | compiled loop, one pass (CPU)    | x, gate (hand-written, first order) |
+| numba     | compiled loop, one pass (CPU)    | x, gate (hand-written; higher orders by the formula) |
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subquad.ops.backends import choose, refuse_second_order
+from subquad.ops.backends import choose, differentiate
 from subquad.ops.precision import accumulator
 
 SMALL = 2**14
@@ -38,8 +38,12 @@ def gated_product(x: Tensor, gate: Tensor, *, backend: str = "auto") -> Tensor:
         raise ValueError(f"`gate` must be {tuple(x.shape)}, as `x`, got {tuple(gate.shape)}")
     chosen = choose("gated_product", backend, x.device)
     if chosen == "reference" or torch.compiler.is_compiling() or (backend == "auto" and x.numel() <= SMALL):
-        return x * F.silu(gate)
+        return _formula(x, gate)
     return _gated_product(x, gate)
+
+
+def _formula(x: Tensor, gate: Tensor) -> Tensor:
+    return x * F.silu(gate)
 
 
 @torch.library.custom_op("subquad::gated_product", mutates_args=())
@@ -72,9 +76,8 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx, gradient):
-    return _gated_product_backward(gradient, *ctx.saved_tensors)
+def _differentiate(ctx, *gradients):
+    return differentiate(ctx, gradients, _formula, _gated_product_backward)
 
 
 _gated_product.register_autograd(_differentiate, setup_context=_save)
-_gated_product_backward.register_autograd(refuse_second_order("gated_product"))

@@ -162,14 +162,14 @@ def test_compiles_with_inductor():
 
 
 @needs_numba
-@pytest.mark.parametrize("op", [gated_product, gated_input])
-def test_a_second_derivative_is_refused(op):
-    x, z = normal(1, 2, 4), normal(1, 2, 4)
-    y = op(x, z, backend="numba")
-    total = sum(part.square().sum() for part in ([y] if op is gated_product else y))
-    (gradient,) = torch.autograd.grad(total, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=f"{op.__name__} has gradients of first order only"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("width", [4, 8])
+def test_gradients_of_any_order(width):
+    bound = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    inputs = (normal(1, 2, width), normal(1, 2, 4), bound)
+    assert torch.autograd.gradgradcheck(lambda *inputs: gated_input(*inputs, backend="numba"), inputs)
+    x, gate = normal(1, 2, 4), normal(1, 2, 4)
+    assert torch.autograd.gradgradcheck(lambda x, gate: gated_product(x, gate, backend="numba"), (x, gate))
+    assert torch.autograd.gradgradcheck(lambda x: gated_product(x, gate.detach(), backend="numba"), (x,))
 
 
 @pytest.mark.parametrize(
