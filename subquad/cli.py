@@ -443,6 +443,23 @@ def generate_pathfinder(
     typer.echo(made.folder)
 
 
+@data.command("stand-ins")
+def make_stand_ins(
+    output: Annotated[Path, typer.Option(help="Folder to write aclImdb/, tsv_data/ and cifar-10-batches-py/ to.")],
+    train: Annotated[int, typer.Option(help="Examples of each for training.")] = 200,
+    test: Annotated[int, typer.Option(help="Examples of each for the test.")] = 50,
+    seed: Annotated[int, typer.Option(help="The files depend on it alone.")] = 0,
+) -> None:
+    """Make small stand-ins for Text, Retrieval and Image.
+
+    They show that a recipe runs and learns, before the real data is there; their numbers compare with nothing.
+    """
+    from subquad.data.lra import make_stand_ins
+
+    for folder in make_stand_ins(output, train=train, test=test, seed=seed):
+        typer.echo(folder)
+
+
 @app.command()
 def info() -> None:
     """Versions, devices, and what each op runs on and why."""

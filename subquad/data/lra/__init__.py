@@ -5,6 +5,7 @@ from subquad.data.lra.datasets import LRAData, open_lra
 from subquad.data.lra.listops import ListOpsLimits, evaluate_listops, generate_listops
 from subquad.data.lra.pathfinder import draw_pathfinder, generate_pathfinder, pathfinder_parameters
 from subquad.data.lra.readers import read_listops, read_pathfinder, read_retrieval, read_text
+from subquad.data.lra.stand_ins import make_stand_ins
 from subquad.data.lra.vocabulary import FrequencyVocabulary
 from subquad.data.splits import random_split
 
@@ -16,6 +17,7 @@ __all__ = [
     "evaluate_listops",
     "generate_listops",
     "generate_pathfinder",
+    "make_stand_ins",
     "open_lra",
     "pathfinder_parameters",
     "random_split",
