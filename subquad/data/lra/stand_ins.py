@@ -30,7 +30,7 @@ COMMON = [
     "quite",
 ]
 OPINIONS = {"neg": ["awful", "boring", "weak", "dull"], "pos": ["superb", "moving", "sharp", "lovely"]}
-TOPICS = [f"topic{index}" for index in range(20)]
+TOPICS = ["stars", "rivers", "grammar", "insects", "bridges", "poetry", "protein", "glaciers"]
 
 
 def make_stand_ins(output: Path, *, train: int = 200, test: int = 50, seed: int = 0) -> list[Path]:
@@ -66,8 +66,8 @@ def make_stand_ins(output: Path, *, train: int = 200, test: int = 50, seed: int 
 
 def _sentence(rng: np.random.Generator, words: list[str], length: int = 60) -> str:
     """Common words, every fourth of them one of `words`."""
-    text = rng.choice(COMMON, length)
-    text[::4] = rng.choice(words, len(text[::4]))
+    text = rng.choice(COMMON, length).tolist()
+    text[::4] = rng.choice(words, len(text[::4])).tolist()
     return " ".join(text)
 
 
