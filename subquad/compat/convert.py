@@ -92,6 +92,8 @@ def convert(
     """
     output = Path(output)
     _check_is_free(output)
+    if (Path(checkpoint) / "run.json").exists():
+        raise DataError(f"{checkpoint}: is a run folder already, which every command takes")
     source = read_checkpoint(checkpoint)
     found = recognize(source.tensors, source.arguments, _given(config, overrides), family)
     glue_task = _glue_task(source, found, task)

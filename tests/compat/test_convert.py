@@ -209,6 +209,8 @@ class TestFairseq:
         assert {path.name for path in folder.iterdir()} == {
             *("config.json", "generation_config.json", "model.safetensors", "recipe.yaml", "run.json"),
         }
+        with pytest.raises(DataError, match="run: is a run folder already"):
+            convert(folder, tmp_path / "again")
         info = json.loads((folder / "run.json").read_text())
         source = info["source"]
         assert info["status"] == "converted"

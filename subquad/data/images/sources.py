@@ -117,7 +117,7 @@ def open_images(
     """
     root = Path(source)
     if not root.is_dir():
-        raise DataNotFoundError(f"{source}: no such folder")
+        raise DataNotFoundError(f"{source}: no such folder; name that of the images, with --data")
     _check_is_one_cifar(root)
     form = next((form for form in _FORMS if form.is_there(root)), None)
     if image_root is not None:

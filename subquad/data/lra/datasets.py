@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from subquad.data.errors import DataError
+from subquad.data.errors import DataError, DataNotFoundError
 from subquad.data.lra import listops, readers
 from subquad.data.lra.cifar import CifarImages, read_cifar10
 from subquad.data.lra.orders import ORDERS
@@ -431,6 +431,8 @@ def open_lra(
         raise ValueError(f"no task {task!r} in the Long Range Arena; there are: {', '.join(TASKS)}")
     if pipeline not in PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; there are: {', '.join(PIPELINES)}")
+    if not Path(root).is_dir():
+        raise DataNotFoundError(f"{root}: no such folder; name that of the data of the Long Range Arena, with --data")
     is_text, s4 = (pipeline, task) in RULES, pipeline == "s4"
     for option, is_set, fits in (
         ("max_length", max_length is not None, is_text and pipeline != "byte"),

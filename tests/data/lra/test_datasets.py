@@ -328,3 +328,11 @@ def test_copies_are_used_again_and_made_anew(tmp_path, monkeypatch):
     write_expressions(tmp_path, ["[SM 7 7 7 ]"])
     assert len(open_task("listops", tmp_path).train) == 1
     assert all(not path.name.startswith(".") for path in (tmp_path / "cache/lra").iterdir())
+
+
+@pytest.mark.parametrize("task", ["listops", "text", "image", "pathfinder"])
+def test_a_folder_that_is_not_there(tmp_path, task):
+    (tmp_path / "file.txt").write_text("A file is no folder.")
+    for root in (tmp_path / "nowhere", tmp_path / "file.txt"):
+        with pytest.raises(FileNotFoundError, match=f"{root.name}: no such folder; name that of the data"):
+            open_lra(task, root)
