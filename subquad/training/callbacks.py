@@ -47,6 +47,16 @@ class ScheduleBeta1(TrainerCallback):
             group["betas"] = (self.schedule(state.global_step), group["betas"][1])
 
 
+class TakeIntervals(TrainerCallback):
+    """Evaluations, log lines and checkpoints come as often as the recipe says, of a run that is resumed too."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Replace the intervals that a checkpoint brought."""
+        state.compute_steps(args, state.max_steps)
+
+
 class SaveEvaluated(TrainerCallback):
     """Every evaluated model is logged and saved, so the best one is there."""
 

@@ -24,7 +24,15 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from subquad.evaluation.files import written
 from subquad.training import ema
-from subquad.training.callbacks import LogFile, ProgressBar, SaveEvaluated, ScheduleBeta1, SeedUpdates, Stop
+from subquad.training.callbacks import (
+    LogFile,
+    ProgressBar,
+    SaveEvaluated,
+    ScheduleBeta1,
+    SeedUpdates,
+    Stop,
+    TakeIntervals,
+)
 from subquad.training.checkpoints import PREFIX, remove_old
 from subquad.training.optimizer import build_optimizer
 from subquad.training.recipe import TrainingRecipe
@@ -114,6 +122,7 @@ class SubquadTrainer(Trainer):
             train_dataset=task.train_data,
             eval_dataset=task.valid_data,
             callbacks=[
+                TakeIntervals(),
                 SeedUpdates(),
                 self.stop,
                 SaveEvaluated(),

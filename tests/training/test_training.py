@@ -177,6 +177,14 @@ def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
     assert_same(state(run, 20), state(whole_run, 20))
 
 
+def test_a_resumed_run_takes_its_new_intervals(tmp_path):
+    run = tiny_run(tmp_path, "run", "training.steps=10")
+    train(None, resume=run, overrides=["training.steps=20", "training.eval_steps=4", "training.log_steps=1"])
+    steps = [line["step"] for line in log_of(run) if "eval_loss" in line and line["step"] > 10]
+    assert steps == [12, 16, 20]
+    assert [line["step"] for line in log_of(run) if "loss" in line and line["step"] > 10] == [*range(11, 21)]
+
+
 def test_a_run_stops_when_its_time_is_over(tmp_path):
     run = tiny_run(tmp_path, "run", "training.max_seconds=1e-3")
     metrics = json.loads((run / "metrics.json").read_text())
