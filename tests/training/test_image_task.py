@@ -322,7 +322,15 @@ def test_what_decays_in_the_published_runs():
 
 
 def test_tiny_recipes_differ_in_the_model_only():
+    # But for the rate and length of one, which its recipe names.
+    common = [
+        "training.steps=2400",
+        "training.eval_steps=1200",
+        "training.schedule.peak=6e-3",
+        "data.valid_fraction=0.05",
+    ]
     for layout in ("image", "pixels"):
-        recipes = [load_recipe(name) for name in list_recipes() if name.endswith(f"-{layout}-tiny")]
+        names = [name for name in list_recipes() if name.endswith(f"-{layout}-tiny")]
+        recipes = [load_recipe(name, common if name == "hgrn-pixels-tiny" else ()) for name in names]
         assert len(recipes) == {"image": 6, "pixels": 3}[layout]
         assert len({str((recipe.data, recipe.training)) for recipe in recipes}) == 1
