@@ -169,3 +169,14 @@ def build_mixer(config: dict[str, Any], dim: int, causal: bool = True) -> Mixer:
         ValueError: If the type or an option is unknown (the message names the nearest valid one) or does not fit.
     """
     return build_from("mixer", MIXERS, config, dim, causal=causal)
+
+
+def grid_of(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a grid.
+
+    Raises:
+        ValueError: If one is not positive.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"a grid needs positive `height` and `width`, got {height} × {width}")
+    return height, width

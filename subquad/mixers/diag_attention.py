@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subquad.layers import activation as get_activation
-from subquad.mixers.base import Mixer, State, register_mixer
+from subquad.mixers.base import Mixer, State, grid_of, register_mixer
 from subquad.mixers.transnormer import TransNormerMixer
 from subquad.ops.blocks import from_blocks, to_blocks
 from subquad.ops.packing import block_rows
@@ -224,8 +224,7 @@ class DiagAttention2D(DiagAttention):
         bias: bool = True,
         dropout: float = 0.0,
     ):
-        if height < 1 or width < 1:
-            raise ValueError(f"a grid needs positive `height` and `width`, got {height} × {width}")
+        grid = grid_of(height, width)
         if tile < 1:
             raise ValueError(f"`tile` must be positive, got {tile}")
         super().__init__(
@@ -239,7 +238,7 @@ class DiagAttention2D(DiagAttention):
             bias=bias,
             dropout=dropout,
         )
-        self.grid = (height, width)
+        self.grid: tuple[int, int] = grid
         self.tile = tile
 
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from subquad.layers import activation as get_activation
 from subquad.layers import build_norm
-from subquad.mixers.base import Mixer, State
+from subquad.mixers.base import Mixer, State, grid_of
 from subquad.ops import toeplitz
 from subquad.registry import unknown_name
 
@@ -221,11 +221,9 @@ class GatedGridUnit(GatedToeplitzUnit):
         **options: Any,
     ):
         super().__init__(dim, causal, **options)
-        if height < 1 or width < 1:
-            raise ValueError(f"a grid needs positive `height` and `width`, got {height} × {width}")
         if combine not in COMBINATIONS:
             raise ValueError(unknown_name("combination", combine, COMBINATIONS))
-        self.grid = (height, width)
+        self.grid: tuple[int, int] = grid_of(height, width)
         self.combine = combine
         self.dropout = nn.Dropout(dropout)
         units = inspect.signature(GatedToeplitzUnit.__init__).parameters

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from subquad.layers import LowerBounds, build_norm, gated, shared_lower_bounds
 from subquad.layers import activation as get_activation
-from subquad.mixers.base import Mixer, State, register_mixer
+from subquad.mixers.base import Mixer, State, grid_of, register_mixer
 from subquad.ops import forget_gate, gated_input, linear_recurrence
 
 Scans = list[tuple[bool, Tensor | None]]
@@ -192,9 +192,7 @@ class HGRU2D(HGRU):
             norm=norm,
             bias=bias,
         )
-        if height < 1 or width < 1:
-            raise ValueError(f"a grid needs positive `height` and `width`, got {height} × {width}")
-        self.grid: tuple[int, int] = (height, width)
+        self.grid: tuple[int, int] = grid_of(height, width)
 
     def mix(
         self, x: Tensor, state: State | None, mask: Tensor | None, lower_bound: Tensor | None = None
