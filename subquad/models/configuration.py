@@ -209,12 +209,30 @@ class SubquadConfig(PreTrainedConfig):
                     self.patch_embedding, self.embedding_dim, self.image_size, self.num_channels
                 ).grid
             self.max_position_embeddings = self.max_position_embeddings or rows * columns + self.has_class_token
+            self.check_grids(rows * columns + self.has_class_token)
         if self.has_class_token and self.causal:
             raise ValueError(
                 '`pooling` "class_token" needs `causal` false: the token stands first and must see the others'
             )
         if self.position_embedding == "learned" and not self.max_position_embeddings:
             raise ValueError("learned positions need `max_position_embeddings`")
+
+    def check_grids(self, length: int) -> None:
+        """Whether sequences of one length fit the mixers of grids.
+
+        Args:
+            length: Positions of every input.
+
+        Raises:
+            ValueError: If a mixer's `height` × `width` is another number.
+        """
+        for options in self.mixers or ():
+            height, width = options.get("height"), options.get("width")
+            if isinstance(height, int) and isinstance(width, int) and height * width != length:
+                raise ValueError(
+                    f"`{options['type']}` mixes a grid of {height} × {width} positions, and the inputs have "
+                    f"{length:,}: change its `height` and `width`, or the inputs"
+                )
 
     @property
     def layer_mixers(self) -> list[dict[str, Any]]:

@@ -465,6 +465,10 @@ def test_stochastic_depth_skips_whole_branches():
         ({"image_size": 8, "input_features": 1}, "exclude each other"),
         ({"image_size": 10}, "images of 10 × 10 pixels cannot be cut into patches of 16 × 16"),
         ({"image_size": 16, "patch_embedding": {"type": "lineer"}}, "unknown patch embedding 'lineer'"),
+        (
+            {"image_size": 32, "causal": False, "mixers": [{"type": "hgru_2d", "height": 4, "width": 2}]},
+            "`hgru_2d` mixes a grid of 4 × 2 positions, and the inputs have 4:",
+        ),
     ],
 )
 def test_impossible_configurations(options, message):

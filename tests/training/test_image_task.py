@@ -92,7 +92,10 @@ def test_every_family_learns(shapes, tmp_path, family):
 
 def test_pixels_as_a_sequence(shapes, tmp_path):
     overrides = ("model.num_hidden_layers=1", "training.steps=2", "training.eval_steps=2")
-    run = tiny_run(shapes, tmp_path / "run", *overrides, recipe="hgrn-pixels-tiny")
+    with pytest.raises(ValueError, match="a grid of 28 × 28 positions, and the inputs have 1,024"):
+        tiny_run(shapes, tmp_path / "run", *overrides, recipe="hgrn-pixels-tiny")
+    grid = ("model.mixers.0.height=32", "model.mixers.0.width=32")
+    run = tiny_run(shapes, tmp_path / "run", *overrides, *grid, recipe="hgrn-pixels-tiny")
     model = AutoModelForSequenceClassification.from_pretrained(run)
     assert model.config.input_features == 3
     assert log_of(run)[-2]["images"] == Run(run).metrics["images_trained"] == 2 * 16
@@ -322,15 +325,7 @@ def test_what_decays_in_the_published_runs():
 
 
 def test_tiny_recipes_differ_in_the_model_only():
-    # But for the rate and length of one, which its recipe names.
-    common = [
-        "training.steps=2400",
-        "training.eval_steps=1200",
-        "training.schedule.peak=6e-3",
-        "data.valid_fraction=0.05",
-    ]
     for layout in ("image", "pixels"):
-        names = [name for name in list_recipes() if name.endswith(f"-{layout}-tiny")]
-        recipes = [load_recipe(name, common if name == "hgrn-pixels-tiny" else ()) for name in names]
-        assert len(recipes) == {"image": 6, "pixels": 3}[layout]
+        recipes = [load_recipe(name) for name in list_recipes() if name.endswith(f"-{layout}-tiny")]
+        assert len(recipes) == {"image": 6, "pixels": 4}[layout]
         assert len({str((recipe.data, recipe.training)) for recipe in recipes}) == 1

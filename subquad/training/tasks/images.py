@@ -43,7 +43,10 @@ def image_classifier(recipe: Recipe, *, classes: Sequence[str], num_channels: in
     for name in ("image_size", "num_channels", "input_features", "vocab_size", "num_labels", *labels):
         if name in recipe.model:
             raise ValueError(f"model.{name} is not set in a recipe: it follows from data")
-    return model_class(SubquadConfig.from_options(recipe.model | inputs | labels))
+    config = SubquadConfig.from_options(recipe.model | inputs | labels)
+    if data.layout == "pixels":
+        config.check_grids(data.image_size**2)
+    return model_class(config)
 
 
 @register_task("image-classification")

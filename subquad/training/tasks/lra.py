@@ -128,6 +128,7 @@ class SequenceClassification(Task):
                 raise DataError(f"{init}: only a model of the task retrieval compares pairs")
             return model
         config = classifier_config(self.recipe, vocab_size=data.vocab_size, input_features=data.input_features)
+        config.check_grids(data.longest)
         return SubquadForSequenceClassification(config)
 
     def num_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
