@@ -9,9 +9,9 @@ from torch import Tensor
 
 from subquad.registry import unknown_name
 
-BACKENDS = ("auto", "reference", "torch", "numba", "triton")
+BACKENDS = ("auto", "reference", "torch", "numba", "triton", "liger")
 IMPLEMENTED = {
-    "toeplitz": ("torch", "reference"),
+    "toeplitz": ("numba", "torch", "reference"),
     "spectral_filter": ("torch", "reference"),
     "ski": ("torch", "reference"),
     "linear_recurrence": ("numba", "torch", "reference"),
@@ -19,11 +19,12 @@ IMPLEMENTED = {
     "gated_input": ("numba", "reference"),
     "linear_attention": ("torch", "reference"),
     "gated_linear_attention": ("torch", "reference"),
-    "linear_cross_entropy": ("torch", "reference"),
+    "linear_cross_entropy": ("liger", "torch", "reference"),
 }
 """What each op has, the first choice of `auto` first."""
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_LIGER = importlib.util.find_spec("liger_kernel") is not None
 
 
 def obstacle(op: str, backend: str, device: torch.device) -> str | None:
@@ -35,6 +36,11 @@ def obstacle(op: str, backend: str, device: torch.device) -> str | None:
             return f"numba runs on the CPU, the tensors are on {device.type}: use backend='{IMPLEMENTED[op][1]}'"
         if not HAS_NUMBA:
             return "numba is not installed: pip install 'subquad[cpu]'"
+    if backend == "liger":
+        if device.type != "cuda":
+            return f"liger-kernel runs on a GPU, the tensors are on {device.type}: use backend='{IMPLEMENTED[op][1]}'"
+        if not HAS_LIGER:
+            return "liger-kernel is not installed: pip install 'subquad[gpu]'"
     return None
 
 

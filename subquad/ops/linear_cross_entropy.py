@@ -4,7 +4,8 @@
 
 With word-level WikiText-103 the logits of 4,096 tokens are 4.4 GB in float32, and their gradient as much again. Here a
 slice of rows is computed at a time; where gradients are wanted they come in the same pass, from logits that are there,
-so nothing is computed twice and nothing of the size of the logits is kept.
+so nothing is computed twice and nothing of the size of the logits is kept. On a GPU liger-kernel does the same, where it
+is installed.
 """
 
 import torch
@@ -29,7 +30,8 @@ def linear_cross_entropy(
         weight: (vocab_size, dim), of the dtype of `hidden`.
         targets: (num_tokens,) int64, −100 where nothing is scored.
         bias: (vocab_size,).
-        backend: "auto", "torch" (a slice of rows at a time) or "reference" (all logits).
+        backend: "auto", "liger" (on a GPU, not for float64), "torch" (a slice of rows at a time) or "reference" (all
+            logits).
 
     Returns:
         The sum, a scalar, float32 (float64 for float64 inputs).
@@ -52,16 +54,37 @@ def linear_cross_entropy(
         )
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"`targets` must be ({hidden.shape[0]},), got {tuple(targets.shape)}")
-    if choose("linear_cross_entropy", backend, hidden.device) == "reference":
+    taken = choose("linear_cross_entropy", backend, hidden.device)
+    if taken == "reference":
         logits = F.linear(hidden, weight, bias)
         return F.cross_entropy(logits.to(accumulator(logits)), targets, ignore_index=IGNORED, reduction="sum")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if taken == "liger" and hidden.dtype != torch.float64:
+        _check_targets(targets, weight)
+        return _through_liger(hidden, weight, bias, targets)
     # Outside of autograd no gradient is computed at all.
     inputs = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     return _linear_cross_entropy(hidden, weight, bias, targets, differentiate)[0]
+
+
+def _through_liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """The sum by liger-kernel (arXiv 2410.10989), which is imported when it is first needed."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # pyright: ignore[reportMissingImports]
+
+    wide = accumulator(hidden)
+    loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=wide)
+    return loss(weight, hidden, targets, bias).to(wide)
+
+
+def _check_targets(targets: Tensor, weight: Tensor) -> Tensor:
+    """The rows that are scored, (num_scored,); IndexError where a target is not in the vocabulary."""
+    scored = (targets != IGNORED).nonzero().squeeze(1)
+    if scored.numel() and not 0 <= targets[scored].min() <= targets[scored].max() < weight.shape[0]:
+        raise IndexError(f"a target is outside of the vocabulary, 0 … {weight.shape[0] - 1}, and not −100")
+    return scored
 
 
 @torch.library.custom_op("subquad::linear_cross_entropy", mutates_args=())
@@ -74,9 +97,7 @@ def _linear_cross_entropy(
     by_hidden = torch.zeros_like(hidden) if differentiate else hidden.new_empty(0)
     by_weight = torch.zeros_like(weight, dtype=wide) if differentiate else weight.new_empty(0, dtype=wide)
     by_bias = weight.new_zeros(weight.shape[0], dtype=wide) if differentiate else by_weight.new_empty(0)
-    scored = (targets != IGNORED).nonzero().squeeze(1)
-    if scored.numel() and not 0 <= targets[scored].min() <= targets[scored].max() < weight.shape[0]:
-        raise IndexError(f"a target is outside of the vocabulary, 0 … {weight.shape[0] - 1}, and not −100")
+    scored = _check_targets(targets, weight)
     rows = max(1, min(SLICE_ENTRIES // weight.shape[0], len(scored)))
     buffer = hidden.new_empty(rows, weight.shape[0])
     for chosen in scored.split(rows):

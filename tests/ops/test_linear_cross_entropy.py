@@ -1,5 +1,7 @@
 """The output layer and its loss in slices: equal to all logits at once, and never holding them."""
 
+import importlib.util
+import os
 import sys
 
 import pytest
@@ -69,6 +71,29 @@ def test_half_precision_sums_in_float32():
         loss, *gradients = loss_and_gradients(inputs, targets, "torch")
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
     assert_close(loss, expected[0], torch.bfloat16)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("liger_kernel") is None
+    or not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"),
+    reason="needs liger-kernel and a GPU, or TRITON_INTERPRET=1 for Triton's interpreter on the CPU",
+)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_liger_equals_all_logits(monkeypatch, dtype, bias):
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(
+            sys.modules["subquad.ops.linear_cross_entropy"], "choose", lambda op, backend, device: backend
+        )
+    inputs, targets = problem(dtype=dtype, bias=bias)
+    if torch.cuda.is_available():
+        inputs, targets = [t if t is None else t.detach().cuda().requires_grad_() for t in inputs], targets.cuda()
+    for ours, expected in zip(*(loss_and_gradients(inputs, targets, b) for b in ("liger", "reference")), strict=True):
+        assert ours.dtype == expected.dtype
+        assert_close(ours, expected, dtype)
+    targets[3] = 11
+    with pytest.raises(IndexError, match=r"outside of the vocabulary, 0 … 10"):
+        loss_and_gradients(inputs, targets, "liger")
 
 
 @pytest.mark.parametrize("bias", [True, False])
