@@ -4,8 +4,8 @@
 
 With word-level WikiText-103 the logits of 4,096 tokens are 4.4 GB in float32, and their gradient as much again. Here a
 slice of rows is computed at a time; where gradients are wanted they come in the same pass, from logits that are there,
-so nothing is computed twice and nothing of the size of the logits is kept. On a GPU liger-kernel does the same, where it
-is installed.
+so nothing is computed twice and nothing of the size of the logits is kept. On a GPU liger-kernel does the same, where
+it is installed.
 """
 
 import torch
