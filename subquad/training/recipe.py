@@ -145,7 +145,7 @@ class TrainingRecipe:
         max_seconds: The run ends with the update during which so much time has passed; None: no limit.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         num_workers: Processes that read data; 0: none but this one.
-        report_to: Other places that get the log: "tensorboard", "wandb", "trackio".
+        report_to: Loggers that get the log as well: "tensorboard", "trackio", "wandb".
         ema_decay: β of a moving average of the weights, which is kept beside them and becomes a second model of the
             run, see `subquad.training.ema`; None: no average.
     """

@@ -1,6 +1,6 @@
 """Train a model from a recipe into a run folder: what `subquad train` does."""
 
-import importlib.util
+import dataclasses
 import json
 import os
 import platform
@@ -9,7 +9,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from subquad.evaluation.runs import quiet_transformers
 from subquad.registry import unknown_name
 from subquad.training.checkpoints import KEPT, last_complete, step_of
 from subquad.training.ema import FOLDER as EMA_FOLDER
+from subquad.training.loggers import check_loggers, log_in, reports
 from subquad.training.optimizer import OPTIMIZERS
 from subquad.training.recipe import Recipe, load_recipe
 from subquad.training.sampler import fitting_batch_size, num_devices
@@ -32,7 +35,6 @@ from subquad.training.schedules import build_schedule
 from subquad.training.tasks import Task, task_class
 from subquad.training.trainer import SubquadTrainer, training_arguments
 
-LOGGERS = ("tensorboard", "trackio", "wandb")
 # What may change when a run is resumed: nothing that its earlier updates depend on.
 RESUMABLE = frozenset(
     ["steps", "max_seconds", "eval_steps", "save_steps", "log_steps", "device_batch_size", "num_workers", "report_to"]
@@ -114,26 +116,30 @@ class _Run:
         self.is_main = False
 
     def train(self) -> Path:
-        args = training_arguments(self.recipe.training, self.folder, task_class(self.recipe.task).selected_by)
+        training = self.recipe.training
+        args = training_arguments(training, self.folder, task_class(self.recipe.task).selected_by)
         self.is_main = args.process_index == 0
         # The first process finds mistakes and prepares the data; then the others read what it wrote.
         with args.main_process_first(local=False):
             if self.is_main and not self.is_resumed:
                 _check_is_free(self.folder)
+            if self.is_main:
+                log_in(training.report_to)
             task = self._task()
-            torch.manual_seed(self.recipe.training.seed)
+            torch.manual_seed(training.seed)
             model = task.build_model()
             if self.is_main:
-                _check_space(self.folder, model.num_parameters(), 4 if self.recipe.training.ema_decay else 3)
+                _check_space(self.folder, model.num_parameters(), 4 if training.ema_decay else 3)
                 self._begin(task, model.num_parameters())
         checkpoint = last_complete(self.folder / "checkpoints") if self.is_resumed else None
         seconds = _seconds_at(checkpoint)
-        if self.is_main:
-            self._cut_log(0 if checkpoint is None else step_of(checkpoint))
-        trainer = SubquadTrainer(task, model, self.recipe.training, args, self.folder, seconds)
+        logged = self._cut_log(0 if checkpoint is None else step_of(checkpoint)) if self.is_main else 0
+        trainer = SubquadTrainer(task, model, training, args, self.folder, seconds)
         self._say(_description(task, model, trainer, args, checkpoint))
         try:
-            with trainer.stop.listening():
+            with self._reports(logged) as callbacks, trainer.stop.listening():
+                for callback in callbacks:
+                    trainer.add_callback(callback)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except BaseException as error:
             self._write_info(status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -144,6 +150,12 @@ class _Run:
         elif self.is_main:
             self._finish(task, trainer)
         return self.folder
+
+    def _reports(self, logged: int) -> AbstractContextManager[list[Any]]:
+        """What hands the log on to loggers, from the first update that they have not seen."""
+        names = self.recipe.training.report_to if self.is_main else []
+        recipe = dataclasses.asdict(self.recipe)
+        return reports(names, self.folder, recipe, run_id=self.info.get("id", ""), after=logged)
 
     def _task(self) -> Task:
         has_tokenizer = self.is_resumed and (self.folder / "tokenizer_config.json").is_file()
@@ -170,6 +182,7 @@ class _Run:
             tokenizer.save(self.folder)
         self._write_info(
             **_provenance(),
+            id=self.info.get("id", uuid.uuid4().hex[:8]),
             status="running",
             started=self.info.get("started", _now()),
             finished=None,
@@ -229,20 +242,22 @@ class _Run:
             with written(self.folder / "run.json") as path:
                 path.write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def _cut_log(self, step: int) -> None:
-        """Drop the lines of the log from after the checkpoint; its updates are done again."""
+    def _cut_log(self, step: int) -> int:
+        """Drop the lines of the log from after the checkpoint; its updates are done again. Returns the last of them."""
         path = self.folder / "log.jsonl"
         if not path.exists():
-            return
-        kept = []
+            return 0
+        kept, last = [], 0
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                last = json.loads(line)["step"]
             except ValueError:  # a line that was being written when the run ended
                 continue
+            if last <= step:
+                kept.append(line + "\n")
         with written(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+        return last
 
     def _say(self, text: str) -> None:
         if self.is_main:
@@ -280,11 +295,7 @@ def _check(recipe: Recipe) -> None:
         build_schedule(training.beta1_schedule, training.steps)
     if training.optimizer not in OPTIMIZERS:
         raise ValueError(unknown_name("optimizer", training.optimizer, OPTIMIZERS))
-    for name in training.report_to:
-        if name not in LOGGERS:
-            raise ValueError(unknown_name("logger", name, LOGGERS))
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"training.report_to: {name} is not installed: pip install {name}")
+    check_loggers(training.report_to)
     fitting_batch_size(training.batch_size, training.device_batch_size, num_devices())
     task = task_class(recipe.task)
     if task.starts_from_run and recipe.init is None:

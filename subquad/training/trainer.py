@@ -80,7 +80,7 @@ def training_arguments(recipe: TrainingRecipe, folder: Path, selected_by: str = 
         use_cache=True,  # the trainer writes it into the configuration of the saved model
         disable_tqdm=True,
         log_level="error",
-        report_to=recipe.report_to,
+        report_to=[],  # `subquad.training.loggers` has its own callbacks
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process uses one device: `DataParallel` is slow, and normalises otherwise
     return args
