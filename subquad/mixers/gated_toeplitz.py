@@ -5,7 +5,9 @@
 T is one Toeplitz matrix for each channel. `tno`, `fd_tno` and `ski_tno` differ in how its coefficients come about.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +17,28 @@ from subquad.layers import activation as get_activation
 from subquad.layers import build_norm
 from subquad.mixers.base import Mixer, State, grid_of
 from subquad.ops import toeplitz
+from subquad.ops.backends import choose
 from subquad.registry import unknown_name
 
 
-class ChannelsFirstLinear(nn.Linear):
-    """A linear map whose outputs are in memory (out_features, batch, length), as Fourier transforms want them."""
+class OperatorLinear(nn.Linear):
+    """A linear map whose outputs are in memory (out_features, batch, length) where an operator wants them so.
+
+    Args:
+        in_features: Features in.
+        out_features: Features out.
+        bias: Whether it has a bias.
+        channels_first: Tells for a device whether the operator does.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, channels_first: Callable[[torch.device], bool]):
+        super().__init__(in_features, out_features, bias)
+        self.channels_first = channels_first
 
     def forward(self, input: Tensor) -> Tensor:
         """Map `input` (batch, length, in_features) to (batch, length, out_features)."""
+        if not self.channels_first(input.device):
+            return super().forward(input)
         rows = input.flatten(0, 1).T
         channels = self.weight @ rows if self.bias is None else torch.addmm(self.bias.unsqueeze(1), self.weight, rows)
         return channels.unflatten(1, input.shape[:2]).permute(1, 2, 0)
@@ -55,9 +71,9 @@ class ToeplitzOperator(nn.Module):
         return {"rpe_hidden_size": max(dim // 8, 32), "rpe_bias": bias}
 
     @staticmethod
-    def channels_first(causal: bool) -> bool:
-        """Whether inputs with the channels first in memory are the fastest, as they are for Fourier transforms."""
-        return True
+    def channels_first(causal: bool, device: torch.device) -> bool:
+        """Whether inputs on `device` with the channels first in memory are the fastest."""
+        return choose("toeplitz", "auto", device) != "numba"
 
     def lags(self, length: int) -> Tensor:
         """The lags 0 … length−1, after −(length−1) … −1 if bidirectional: one row of the kernel each."""
@@ -154,9 +170,9 @@ class GatedToeplitzUnit(Mixer):
         width = int(expand_ratio * dim)
         if width < 1:
             raise ValueError(f"`expand_ratio` {expand_ratio} leaves no channel of {dim}")
-        linear = ChannelsFirstLinear if self.operator_class.channels_first(causal) else nn.Linear
-        self.gate_proj = linear(dim, width, bias=bias)
-        self.input_proj = linear(dim, width, bias=bias)
+        channels_first = functools.partial(self.operator_class.channels_first, causal)
+        self.gate_proj = OperatorLinear(dim, width, bias, channels_first)
+        self.input_proj = OperatorLinear(dim, width, bias, channels_first)
         self.output_proj = nn.Linear(width, dim, bias=bias)
         self.activation = get_activation(activation)
         self.norm = build_norm(norm, width)

@@ -126,9 +126,9 @@ class SKITNO(ToeplitzOperator):
                 nn.init.normal_(side, std=rate**0.5)
 
     @staticmethod
-    def channels_first(causal: bool) -> bool:
+    def channels_first(causal: bool, device: torch.device) -> bool:
         """Whether inputs with the channels first in memory are the fastest: taps and interpolation want them last."""
-        return causal
+        return causal and ToeplitzOperator.channels_first(causal, device)
 
     def smooth_part(self, lags: Tensor, length: int) -> Tensor:
         """ρ (num_lags, dim) at `lags` (num_lags,), negative ones first, for sequences of `length`."""

@@ -180,7 +180,8 @@ def _ski_backward(
     wide, gradient = x.to(dtype), gradient.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         incoming, z = (_gather(tensor, spacing, num_inducing) for tensor in (gradient, wide))
-        grad_z, grad_kernel = toeplitz_gradients(incoming, z, kernel.to(dtype), num_inducing - 1)
+        backend = choose("toeplitz", "auto", x.device)
+        grad_z, grad_kernel = toeplitz_gradients(incoming, z, kernel.to(dtype), num_inducing - 1, backend)
         grad_x = _interpolate(grad_z, spacing, out=wide.new_empty(x.shape))
         _add_taps(grad_x, gradient, taps.to(dtype).flip(0))
         grad_taps = _tap_gradients(gradient, wide, len(taps))

@@ -2,12 +2,13 @@
 
     y[i] = Σ_j kernel[center + i − j] x[j]
 
-Layout: x (batch, length, dim), kernel (lags, dim). y is a view of a contiguous (dim, batch, length) tensor, the order
-that transforms want, and such an x is the fastest. Precision: float64 in float64; everything else is computed in
+Layout: x (batch, length, dim), kernel (lags, dim). In memory y is (batch, length, dim) with numba and (dim, batch, length)
+with torch, and an x in the same order is the fastest. Precision: float64 in float64; everything else is computed in
 float32, y has the dtype of x. Cost: n log n in the length (FFT), n for each output where there are only a few.
 
 | backend   | what it is                                         | gradients |
 | reference | the Toeplitz matrix, gathered and multiplied       | x, kernel (autograd, any order) |
+| numba     | FFT of many channels side by side, compiled (CPU)  | x, kernel (hand-written, first order) |
 | torch     | real FFT over a contiguous axis                    | x, kernel (hand-written, first order) |
 """
 
@@ -35,7 +36,7 @@ def toeplitz(
             output. Lags outside the kernel are zero.
         center: Row of lag 0: 0 for a causal kernel, length − 1 for one over all lags −(length − 1) … length − 1.
         num_outputs: Compute the outputs of the last so many positions only; default all.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "reference", "numba" or "torch".
 
     Returns:
         y (batch, num_outputs, dim), dtype of `x`.
@@ -65,7 +66,7 @@ def toeplitz(
     if num_outputs == 1:
         # A decoding step: calling a registered operator would cost as much again.
         return _dot_products(x, kernel, center, 1)
-    return _toeplitz(x, kernel, center, num_outputs)
+    return _toeplitz(x, kernel, center, num_outputs, backend)
 
 
 # --- reference -------------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tens
         return torch.einsum("ijd,bjd->bid", matrix, x.to(matrix.dtype)).to(x.dtype)
 
 
-# --- torch -----------------------------------------------------------------------------------------------------------
+# --- fast paths ------------------------------------------------------------------------------------------------------
 
 
 def _dot_products(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
@@ -111,18 +112,30 @@ def _smooth_length(minimum: int) -> int:
 
 
 def _layout(length: int, lags: int, center: int, num_outputs: int) -> tuple[int, int]:
-    """Where the outputs begin in the full convolution, and a transform whose wrap-around does not reach them."""
+    """Where the outputs begin in the full convolution, and a length whose wrap-around does not reach them."""
     first = center + length - num_outputs
-    return first, _smooth_length(max(center + length, length + lags - 1 - first))
+    return first, max(center + length, length + lags - 1 - first)
+
+
+def _empty(x: Tensor, length: int, backend: str) -> Tensor:
+    """An empty (batch, length, dim) for `x` (batch, any length, dim), in the order of the backend."""
+    if backend == "numba":
+        return x.new_empty(x.shape[0], length, x.shape[2])
+    return channels_first(x, length)
 
 
 @torch.library.custom_op("subquad::toeplitz", mutates_args=())
-def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
-    y = channels_first(x, num_outputs)
+def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int, backend: str) -> Tensor:
     if num_outputs <= FEW_OUTPUTS:
-        return y.copy_(_dot_products(x, kernel, center, num_outputs))
+        return _empty(x, num_outputs, backend).copy_(_dot_products(x, kernel, center, num_outputs))
     dtype = accumulator(x)
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
+    if backend == "numba":
+        from subquad.ops import toeplitz_numba
+
+        return toeplitz_numba.product(x.to(dtype), kernel.to(dtype), first, num_outputs, size).to(x.dtype)
+    size = _smooth_length(size)
+    y = channels_first(x, num_outputs)
     for block in channel_blocks(x, size):
         product = spectrum(x[..., block], size, dtype).mul_(spectrum(kernel[None, :, block], size, dtype))
         y[..., block] = from_spectrum(product, size)[:, first : first + num_outputs]
@@ -130,15 +143,22 @@ def _toeplitz(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tenso
 
 
 @_toeplitz.register_fake
-def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tensor:
-    return channels_first(x, num_outputs)
+def _(x: Tensor, kernel: Tensor, center: int, num_outputs: int, backend: str) -> Tensor:
+    return _empty(x, num_outputs, backend)
 
 
 @torch.library.custom_op("subquad::toeplitz_backward", mutates_args=())
-def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
+def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int, backend: str) -> tuple[Tensor, Tensor]:
     dtype, num_outputs = accumulator(x), gradient.shape[1]
     first, size = _layout(x.shape[1], kernel.shape[0], center, num_outputs)
-    grad_x, grad_kernel = channels_first(x, x.shape[1]), channels_first(kernel.unsqueeze(0), kernel.shape[0])
+    if backend == "numba":
+        from subquad.ops import toeplitz_numba
+
+        inputs = [tensor.to(dtype) for tensor in (gradient, x, kernel)]
+        grad_x, grad_kernel = toeplitz_numba.product_backward(*inputs, first, size)
+        return grad_x.to(x.dtype), grad_kernel.to(kernel.dtype)
+    size = _smooth_length(size)
+    grad_x, grad_kernel = _empty(x, x.shape[1], backend), _empty(kernel.unsqueeze(0), kernel.shape[0], backend)
     for block in channel_blocks(x, size):
         incoming = spectrum(gradient[..., block], size, dtype, first)
         # Spectra are computed again rather than kept: they are twice the size of x.
@@ -150,18 +170,19 @@ def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int)
 
 
 @_toeplitz_backward.register_fake
-def _(gradient: Tensor, x: Tensor, kernel: Tensor, center: int) -> tuple[Tensor, Tensor]:
-    return channels_first(x, x.shape[1]), channels_first(kernel.unsqueeze(0), kernel.shape[0]).squeeze(0)
+def _(gradient: Tensor, x: Tensor, kernel: Tensor, center: int, backend: str) -> tuple[Tensor, Tensor]:
+    grad_kernel = _empty(kernel.unsqueeze(0), kernel.shape[0], backend)
+    return _empty(x, x.shape[1], backend), grad_kernel.squeeze(0)
 
 
 def _save(ctx, inputs, output):
-    x, kernel, ctx.center, _ = inputs
+    x, kernel, ctx.center, _, ctx.backend = inputs
     ctx.save_for_backward(x, kernel)
 
 
 def _differentiate(ctx, gradient):
     x, kernel = ctx.saved_tensors
-    return *_toeplitz_backward(gradient, x, kernel, ctx.center), None, None
+    return *_toeplitz_backward(gradient, x, kernel, ctx.center, ctx.backend), None, None, None
 
 
 _toeplitz.register_autograd(_differentiate, setup_context=_save)
