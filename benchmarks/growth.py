@@ -2,8 +2,8 @@
 
 python benchmarks/growth.py [--lengths 512,1024,...] [--dim 128] [--mixers tno,hgru] [--json FILE]
 
-Each point is measured in a process of its own, so that the memory is that of the point: what the process grew by, at
-most, over what it held before the first call.
+The lengths of a mixer are timed in turn, in one process, so that a machine that slows down slows all of them. Memory is
+measured in a process for each point: what it grew by, at most, over what it held before the first call.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def resident_bytes(field: str) -> int:
     return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:"))) * 1024
 
 
-def measure(config: dict[str, Any], causal: bool, dim: int, length: int, repeats: int) -> dict[str, float]:
-    """Median seconds of forward and backward, and bytes."""
+def training_step(config: dict[str, Any], causal: bool, dim: int, length: int) -> Callable[[], None]:
+    """Forward and backward of a new mixer."""
     torch.manual_seed(0)
     if config["type"].endswith("_2d"):
         height = 1 << (length.bit_length() - 1) // 2
@@ -49,20 +50,41 @@ def measure(config: dict[str, Any], causal: bool, dim: int, length: int, repeats
             loss = loss + auxiliary
         loss.backward()
 
-    before = resident_bytes("VmRSS")
-    times = []
+    return step
+
+
+def measure_seconds(config: dict[str, Any], causal: bool, dim: int, lengths: list[int], repeats: int) -> list[float]:
+    """Median seconds of a step at each length."""
+    steps = [training_step(config, causal, dim, length) for length in lengths]
+    times: list[list[float]] = [[] for _ in lengths]
     for _ in range(repeats + 1):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times[1:]), "bytes": resident_bytes("VmHWM") - before}
+        for step, of_length in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            step()
+            of_length.append(time.perf_counter() - start)
+    return [statistics.median(of_length[1:]) for of_length in times]
+
+
+def measure_bytes(config: dict[str, Any], causal: bool, dim: int, length: int) -> int:
+    """What the process grows by in two steps, at most."""
+    step = training_step(config, causal, dim, length)
+    before = resident_bytes("VmRSS")
+    step()
+    step()
+    return resident_bytes("VmHWM") - before
+
+
+def per_doubling(values: list[float], lengths: list[int]) -> str:
+    """How often a figure is that of half the length, beyond 2,048."""
+    pairs = zip(lengths, values, values[1:], strict=False)
+    return ", ".join(f"{after / max(before, 1e-9):.2f}" for length, before, after in pairs if length >= 2048)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--mixers", help="default: all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -77,24 +99,16 @@ def main() -> None:
     for name in names:
         for causal in MIXERS[name].directions:
             config = {"type": name, **OPTIONS.get(name, {})}
-            points = []
+            with spawn.Pool(1) as pool:
+                seconds = pool.apply(measure_seconds, (config, causal, args.dim, lengths, args.repeats))
+            sizes = []
             for length in lengths:
                 with spawn.Pool(1) as pool:
-                    points.append(pool.apply(measure, (config, causal, args.dim, length, args.repeats)))
-            rows.append({"mixer": name, "causal": causal, "lengths": lengths, "points": points})
-            ratios = [
-                f"{b['seconds'] / a['seconds']:.2f}"
-                for length, a, b in zip(lengths, points, points[1:], strict=False)
-                if length >= 2048
-            ]
-            growth = [
-                f"{b['bytes'] / max(a['bytes'], 1):.2f}"
-                for length, a, b in zip(lengths, points, points[1:], strict=False)
-                if length >= 2048
-            ]
-            cells = [f"{1e3 * p['seconds']:.1f} ms, {p['bytes'] / 2**20:.0f} MiB" for p in points]
+                    sizes.append(pool.apply(measure_bytes, (config, causal, args.dim, length)))
+            rows.append({"mixer": name, "causal": causal, "lengths": lengths, "seconds": seconds, "bytes": sizes})
+            cells = [f"{1e3 * t:.1f} ms, {size / 2**20:.0f} MiB" for t, size in zip(seconds, sizes, strict=True)]
             direction = "causal" if causal else "both ways"
-            row = [f"`{name}`, {direction}", *cells, ", ".join(ratios), ", ".join(growth)]
+            row = [f"`{name}`, {direction}", *cells, per_doubling(seconds, lengths), per_doubling(sizes, lengths)]
             print("| " + " | ".join(row) + " |", flush=True)
     if args.json:
         args.json.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
