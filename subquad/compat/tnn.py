@@ -117,7 +117,7 @@ class SelfGatedGTU(GTU):
     """Fairseq's GtuV3: one map without activation is gate and operator's input, W_o norm(z ⊙ TNO(z)) with z = W_i x."""
 
     def __init__(self, dim: int, causal: bool, **options: Any):
-        super().__init__(dim, causal, **options)
+        super().__init__(dim, causal, **options | {"activation": "identity"})
         del self.gate_proj
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,9 +120,9 @@ class OneOrderGTU2D(LongRangeGTU2D):
         self.shortcut = nn.Parameter(torch.empty(dim)) if scale_shortcut else None
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The gate, halved because the unit adds both orders, and the operators' input."""
-        u, v = super().branches(self.pre_norm(x))
-        return u / 2, v
+        """The gate, not activated, and the operators' input, halved because the unit adds both orders."""
+        gate, v = super().branches(self.pre_norm(x))
+        return gate, v / 2
 
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
         """Mix a batch of grids, as in `GTU2D`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from subquad.layers import activation as get_activation
-from subquad.layers import build_norm
+from subquad.layers import build_norm, gated
 from subquad.mixers.base import Mixer, State, grid_of
 from subquad.ops import toeplitz
 from subquad.ops.backends import choose
@@ -190,16 +190,16 @@ class GatedToeplitzUnit(Mixer):
                     nn.init.normal_(parameter, std=self.initializer_range)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The gate u and the operator's input v, each (batch, length, width)."""
-        return self.activation(self.gate_proj(x)), self.activation(self.input_proj(x))
+        """The gate W_u x, not activated, and the operator's input φ(W_v x), each (batch, length, width)."""
+        return self.gate_proj(x), self.activation(self.input_proj(x))
 
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
         """Mix a batch of rows; padding enters the operator as zeros."""
-        u, v = self.branches(x)
+        gate, v = self.branches(x)
         if mask is not None:
             v = v * mask[:, -x.shape[1] :, None]
         mixed, inputs = self.operator(v, None if state is None else state[0].squeeze(1))
-        y = self.output_proj(self.norm(u * mixed))
+        y = self.output_proj(self.norm(gated(mixed, gate, self.activation)))
         stored = inputs.unsqueeze(1)
         return y, (stored, stored[..., :0]) if self.causal else None
 
@@ -250,10 +250,11 @@ class GatedGridUnit(GatedToeplitzUnit):
     def mix(self, x: Tensor, state: State | None, mask: Tensor | None) -> tuple[Tensor, State | None]:
         """Mix a batch of grids (batch, height · width, dim)."""
         assert self.grid is not None
-        u, v = self.branches(x)
+        gate, v = self.branches(x)
         v = v.unflatten(1, self.grid)
         along_rows = self.operator(v.flatten(0, 1))[0].view_as(v)
         columns = (2 * along_rows if self.combine == "product" else v).transpose(1, 2)
         along_columns = self.column_operator(columns.flatten(0, 1))[0].view_as(columns).transpose(1, 2)
         mixed = along_columns if self.combine == "product" else along_rows + along_columns
-        return self.output_proj(self.norm(u * self.dropout(mixed.flatten(1, 2)))), None
+        mixed = gated(self.dropout(mixed.flatten(1, 2)), gate, self.activation)
+        return self.output_proj(self.norm(mixed)), None

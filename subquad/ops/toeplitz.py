@@ -2,7 +2,7 @@
 
     y[i] = Σ_j kernel[center + i − j] x[j]
 
-Layout: x (batch, length, dim), kernel (lags, dim). In memory y is (batch, length, dim) with numba and (dim, batch, length)
+Layout: x (batch, length, dim), kernel (lags, dim). In memory y is (batch, length, dim) with numba, (dim, batch, length)
 with torch, and an x in the same order is the fastest. Precision: float64 in float64; everything else is computed in
 float32, y has the dtype of x. Cost: n log n in the length (FFT), n for each output where there are only a few.
 
@@ -154,8 +154,9 @@ def _toeplitz_backward(gradient: Tensor, x: Tensor, kernel: Tensor, center: int,
     if backend == "numba":
         from subquad.ops import toeplitz_numba
 
-        inputs = [tensor.to(dtype) for tensor in (gradient, x, kernel)]
-        grad_x, grad_kernel = toeplitz_numba.product_backward(*inputs, first, size)
+        grad_x, grad_kernel = toeplitz_numba.product_backward(
+            gradient.to(dtype), x.to(dtype), kernel.to(dtype), first, size
+        )
         return grad_x.to(x.dtype), grad_kernel.to(kernel.dtype)
     size = _smooth_length(size)
     grad_x, grad_kernel = _empty(x, x.shape[1], backend), _empty(kernel.unsqueeze(0), kernel.shape[0], backend)

@@ -109,7 +109,7 @@ def test_with_a_smooth_spectrum_the_grid_does_not_matter():
 
 
 def test_a_grid_along_the_named_axes():
-    unit = FDGTU2D(4, height=3, width=5).double()
+    unit = FDGTU2D(4, height=3, width=5, activation="identity").double()
     v = torch.randn(2, 3, 5, unit.operator.dim, dtype=torch.float64)
 
     def dense(tno, n):

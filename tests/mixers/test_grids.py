@@ -46,8 +46,8 @@ def rows(unit, v):
 
 
 def finish(unit, x, mixed):
-    u, _ = unit.branches(x)
-    return unit.output_proj(unit.norm(u * mixed.flatten(1, 2)))
+    gate, _ = unit.branches(x)
+    return unit.output_proj(unit.norm(unit.activation(gate) * mixed.flatten(1, 2)))
 
 
 def values(unit, x):
@@ -90,7 +90,7 @@ def test_which_operator_acts_along_which_axis(unit):
     dot = torch.zeros_like(values(unit, x))
     dot[:, 1, 2] = 1
     unit.branches = lambda _: (torch.ones_like(dot).flatten(1, 2), dot.flatten(1, 2))
-    unit.output_proj = torch.nn.Identity()
+    unit.activation = unit.output_proj = torch.nn.Identity()
     mixed = unit(x)[0].unflatten(1, (HEIGHT, WIDTH))[0]
     row, column = dense(unit.operator, WIDTH)[:, 2], dense(unit.column_operator, HEIGHT)[:, 1]
     expected = torch.zeros_like(mixed)

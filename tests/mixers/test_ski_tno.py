@@ -126,7 +126,7 @@ def test_initial_scale():
 
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (4, 4)])
 def test_a_grid_is_the_product_of_dense_operators(height, width):
-    unit = SKIGTU2D(4, height=height, width=width, rank=8, num_taps=3).double()
+    unit = SKIGTU2D(4, height=height, width=width, rank=8, num_taps=3, activation="identity").double()
     v = torch.randn(2, height, width, unit.operator.dim, dtype=torch.float64)
 
     def dense(tno, n):
