@@ -128,25 +128,32 @@ def evaluate(
     ] = 0,
     device: Device = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write it here, as names and one row of values.")
+    ] = None,
 ) -> None:
     """Evaluate a model as its task asks.
 
-    The perplexity of a text, every token scored (of masked models every masked one), or the accuracy of a classifier.
+    The perplexity of a text, every token scored (of masked models every masked one), or the accuracy of a classifier,
+    whose confusion matrix goes into the run folder.
     """
     from subquad.evaluation import Run, evaluate_run
+    from subquad.evaluation.files import csv_text, written
 
     split = split or Run(run).evaluated_split
     result = evaluate_run(
         run, _one_or_several(data), split=split, length=length, context_window=context_window, device=device
     )
+    about, figures = {"run": str(run), "data": data, "split": split}, result.to_dict()
     if json is not None:
         import json as format
 
-        from subquad.evaluation.files import written
-
         with written(json) as path:
-            content = {"run": str(run), "data": data, "split": split, **result.to_dict()}
-            path.write_text(format.dumps(content, indent=2) + "\n", encoding="utf-8")
+            path.write_text(format.dumps(about | figures, indent=2) + "\n", encoding="utf-8")
+    if csv is not None:
+        row = about | {"data": " ".join(data or [])} | figures
+        with written(csv) as path:
+            path.write_text(csv_text(list(row), [row.values()]), encoding="utf-8")
     _print_table(["figure", "value", "over"], result.table())
 
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -72,12 +73,15 @@ def test_version(call):
 
 
 def test_evaluate(call, run, tmp_path):
-    file = tmp_path / "result.json"
-    result = call("evaluate", run, "--length", "32", "--context-window", "8", "--json", file)
+    file, table = tmp_path / "result.json", tmp_path / "result.csv"
+    result = call("evaluate", run, "--length", "32", "--context-window", "8", "--json", file, "--csv", table)
     assert result.exit_code == 0, result.output
     expected = evaluate_run(run, length=32, context_window=8, progress=False)
     content = json.loads(file.read_text())
     assert content == {"run": str(run), "data": None, "split": "test", **expected.to_dict()}
+    with table.open(newline="") as lines:
+        (row,) = csv.DictReader(lines)
+    assert row == {name: "" if value is None else str(value) for name, value in content.items()}
     assert f"{expected.perplexity:,.2f}" in result.stdout
     assert "a token is: byte" in result.stdout
     assert f"{expected.tokens:,} tokens, none skipped" in result.stdout
@@ -85,8 +89,10 @@ def test_evaluate(call, run, tmp_path):
 
 
 def test_evaluate_other_data(call, run, tmp_path):
-    result = call("evaluate", run, "--data", tmp_path / "text" / "valid.txt", "--split", "valid")
+    text, table = tmp_path / "text" / "valid.txt", tmp_path / "result.csv"
+    result = call("evaluate", run, "--data", text, "--split", "valid", "--csv", table)
     assert result.exit_code == 0, result.output
+    assert table.read_text().splitlines()[1].startswith(f"{run},{text},valid,")
     assert f"{(tmp_path / 'text' / 'valid.txt').stat().st_size:,} bytes" in result.stdout
 
 

@@ -1,7 +1,9 @@
 """Accuracy of classifiers: the share of examples whose most likely class is the right one, counted over all of them."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,25 +16,37 @@ from transformers import PreTrainedModel
 from subquad.data import DataError
 from subquad.data.lra import open_lra
 from subquad.data.sources import DataValue
+from subquad.evaluation.confusion import count_confusions
 from subquad.evaluation.runs import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AccuracyResult:
     """How well a model classifies.
 
     Args:
         nll: Negative log-likelihood of all right classes in nats.
-        correct: Number of examples whose most likely class is the right one.
-        examples: Number of examples, all of them scored; a pair of texts is one example.
+        confusion: (classes, classes) int64: how many examples of a class, the row, were taken for another, the column.
+            All examples are scored; a pair of texts is one example.
+        classes: Names of the classes.
     """
 
     task: ClassVar[str] = "sequence-classification"
     example: ClassVar[str] = "example"
     """What an example is called."""
     nll: float
-    correct: int
-    examples: int
+    confusion: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def correct(self) -> int:
+        """Number of examples whose most likely class is the right one."""
+        return int(self.confusion.trace())
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return int(self.confusion.sum())
 
     @property
     def loss(self) -> float:
@@ -63,19 +77,27 @@ class AccuracyResult:
         ]
 
 
-def score_batch(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Negative log-likelihood in nats, right answers and number of examples: float64 (3,), on the CPU.
+def score_batch(model: Any, batch: Mapping[str, Tensor], *, top: int | None = None, confusion: bool = False) -> Tensor:
+    """Sums over a batch, float64 on the CPU: nats, right classes among `top` answers, right answers, and examples.
 
     Args:
         model: A classifier, called with the batch.
         batch: Its keyword arguments, `labels` (batch,) among them.
+        top: How many answers; None leaves that sum out.
+        confusion: Return the confusion matrix in place of the last two, row after row.
     """
     labels = batch["labels"]
     logits = model(**batch).logits
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    nll = F.cross_entropy(wide, labels, reduction="sum").cpu().double()
-    correct = (logits.argmax(-1) == labels).sum().cpu().double()
-    return torch.stack([nll, correct, torch.tensor(float(len(labels)), dtype=torch.float64)])
+    classes, answers = wide.shape[-1], wide.argmax(-1)
+    sums = [F.cross_entropy(wide, labels, reduction="sum")]
+    if top is not None:
+        sums.append((wide.topk(min(top, classes)).indices == labels.unsqueeze(-1)).sum())
+    if confusion:
+        sums.append(count_confusions(labels, answers, classes))
+    else:
+        sums += [(answers == labels).sum(), torch.tensor(len(labels))]
+    return torch.cat([part.flatten().cpu().double() for part in sums])
 
 
 def evaluate_accuracy(
@@ -97,8 +119,17 @@ def evaluate_accuracy(
         examples.collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
         for start in starts
     )
-    nll, correct, count = total_scores(model, batches, score_batch, len(examples), progress=progress).tolist()
-    return AccuracyResult(nll, int(correct), int(count))
+    score = partial(score_batch, confusion=True)
+    sums = total_scores(model, batches, score, len(examples), progress=progress)
+    names: Any = model.config.id2label
+    confusion = confusion_matrix(sums[1:])
+    classes = tuple(str(names.get(label, label)).removeprefix("LABEL_") for label in range(len(confusion)))
+    return AccuracyResult(sums[0].item(), confusion, classes)
+
+
+def confusion_matrix(confusion: Tensor) -> Tensor:
+    """The confusion matrix, (classes, classes) int64, from its rows one after the other."""
+    return confusion.long().view(math.isqrt(len(confusion)), -1)
 
 
 def total_scores(

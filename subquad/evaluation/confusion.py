@@ -1,15 +1,15 @@
 """Which classes a classifier takes for which others: the confusion matrix as a file, a table and a picture."""
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from subquad.evaluation.files import written
+from subquad.evaluation.files import csv_text, written
 from subquad.evaluation.plots import can_draw
 
 # More classes are unreadable as a matrix: the worst confusions are shown instead.
@@ -17,24 +17,32 @@ MATRIX_CLASSES = 20
 WORST = 20
 
 
+def count_confusions(labels: Tensor, answers: Tensor, num_classes: int) -> Tensor:
+    """How many examples of each class, the row, were taken for each, the column: (num_classes, num_classes) int64.
+
+    Args:
+        labels: The right classes, (examples,) int64.
+        answers: Those of a model, likewise.
+        num_classes: Number of classes.
+    """
+    return torch.bincount(labels * num_classes + answers, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def save_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write `confusion.json`, `confusion.csv` and, where matplotlib is installed, `confusion.png`.
 
     Args:
         folder: The folder.
-        confusion: (classes, classes) int64: how many images of a class, the row, were taken for another, the column.
+        confusion: (classes, classes) int64: how many examples of a class, the row, were taken for another, the column.
         classes: Names of the classes.
         about: What it is of, for the JSON file.
     """
     rows = confusion.tolist()
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["class", *classes])
-    writer.writerows([name, *row] for name, row in zip(classes, rows, strict=True))
+    table = csv_text(["class", *classes], ([name, *row] for name, row in zip(classes, rows, strict=True)))
     with written(folder / "confusion.json") as path:
         path.write_text(json.dumps({**about, "classes": list(classes), "matrix": rows}) + "\n", encoding="utf-8")
     with written(folder / "confusion.csv") as path:
-        path.write_text(table.getvalue(), encoding="utf-8")
+        path.write_text(table, encoding="utf-8")
     picture = folder / "confusion.png"
     picture.unlink(missing_ok=True)  # of an earlier evaluation
     if can_draw(picture.name):
@@ -43,7 +51,7 @@ def save_confusion(folder: Path, confusion: Tensor, classes: Sequence[str], abou
 
 
 def worst_confusions(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
-    """The twenty most frequent mistakes: class, answer, number of images, and their share in the class."""
+    """The twenty most frequent mistakes: class, answer, number of examples, and their share in the class."""
     mistakes = confusion.clone()
     mistakes.fill_diagonal_(0)
     counts, places = mistakes.flatten().sort(descending=True, stable=True)
@@ -96,6 +104,6 @@ def _draw_worst(axes: Any, confusion: Tensor, classes: Sequence[str]) -> None:
     axes.set_yticks(places, [f"{name} → {answer}" for name, answer, _, _ in worst], fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("share of the images of a class that are taken for another (and their number)")
+    axes.set_xlabel("share of the examples of a class that are taken for another (and their number)")
     axes.set_title(f"The {len(worst)} most frequent mistakes, {len(classes)} classes", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

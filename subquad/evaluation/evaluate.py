@@ -9,12 +9,14 @@ import torch
 from subquad.data import DataError, MaskedBlocks, build_masking
 from subquad.data.sources import DataValue
 from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy, open_examples
+from subquad.evaluation.confusion import save_confusion
 from subquad.evaluation.glue import GlueResult, evaluate_glue_run
 from subquad.evaluation.images import ImageResult, evaluate_image_run
 from subquad.evaluation.perplexity import PerplexityResult, evaluate_masked_perplexity, evaluate_perplexity
 from subquad.evaluation.runs import Run
 
-Result = PerplexityResult | AccuracyResult | ImageResult | GlueResult
+Examined = AccuracyResult | ImageResult | GlueResult
+Result = PerplexityResult | Examined
 
 
 def evaluate_run(
@@ -28,6 +30,8 @@ def evaluate_run(
     progress: bool = True,
 ) -> Result:
     """Evaluate the model of a run folder, by its task.
+
+    Which classes a classifier takes for which others is written into the folder: `confusion.json`, `.csv` and `.png`.
 
     Args:
         folder: The run folder.
@@ -109,17 +113,22 @@ def _evaluate_examples(run: Run, data: str | Path | None, split: str, *, device:
     return evaluate_accuracy(run.load_model(device), examples, batch_size=run.device_batch_size, progress=progress)
 
 
-def _of_examples(evaluate: Callable[..., Result]) -> Callable[..., Result]:
+def _of_examples(evaluate: Callable[..., Examined]) -> Callable[..., Examined]:
     """The evaluation of a classifier, whose examples lie in one folder and are as long as they are."""
 
     def checked(
         run: Run, data: DataValue | None, split: str, *, length: int | None, context_window: int, **options: Any
-    ) -> Result:
+    ) -> Examined:
         if length is not None or context_window:
             raise ValueError("a classifier sees whole sequences: leave length and context_window out")
         if data is not None and not isinstance(data, str | Path):
             raise ValueError(f"the data of the task {run.task} is one folder (of GLUE also hf:NAME), got {data}")
-        return evaluate(run, data, split, **options)
+        result = evaluate(run, data, split, **options)
+        if result.confusion is not None:
+            source = run.recipe["data"]["source"] if data is None else data
+            about = {"run": run.name, "data": str(source), "split": split}
+            save_confusion(run.folder, result.confusion, result.classes, about)
+        return result
 
     return checked
 

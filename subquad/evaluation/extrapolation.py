@@ -5,7 +5,6 @@ block is scored on its own without context from the one before, and every token 
 included.
 """
 
-import csv
 import io
 import json
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from subquad.data import TokenStream
 from subquad.data.sources import DataValue
-from subquad.evaluation.files import written
+from subquad.evaluation.files import csv_text, written
 from subquad.evaluation.perplexity import PerplexityResult, evaluate_perplexity
 from subquad.evaluation.plots import require_matplotlib
 from subquad.evaluation.runs import Run
@@ -117,16 +116,13 @@ def save_extrapolation(
     """
     rows = [result.to_dict() for result in results]
     content = {**(about or {}), "training_length": training_length, "results": rows}
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    table = csv_text(list(rows[0]), (row.values() for row in rows))
     folder = Path(folder)
     picture = _figure(results, training_length, title=str((about or {}).get("run", "")))
     with written(folder / "extrapolation.json") as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with written(folder / "extrapolation.csv") as path:
-        path.write_text(table.getvalue(), encoding="utf-8")
+        path.write_text(table, encoding="utf-8")
     with written(folder / "extrapolation.png") as path:
         path.write_bytes(picture)
 

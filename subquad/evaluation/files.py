@@ -1,10 +1,13 @@
 """Files that are there as a whole or not at all."""
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -22,3 +25,19 @@ def written(path: Path) -> Iterator[Path]:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table for programs: the names of the columns, and the rows; None is an empty cell.
+
+    Example:
+        >>> print(csv_text(["run", "f1"], [["a", 0.5], ["b, c", None]]), end="")
+        run,f1
+        a,0.5
+        "b, c",
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return table.getvalue()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from subquad.data import DataError
 from subquad.data.glue import GLUE_TASKS, GlueExamples, collate_examples, glue_task, open_glue
+from subquad.evaluation.confusion import count_confusions
 from subquad.evaluation.metrics import accuracy, f1, matthews_correlation, pearson_correlation, spearman_correlation
 from subquad.evaluation.runs import Run
 from subquad.models.losses import label_loss
@@ -37,7 +38,7 @@ TITLES = {
 POSITIVE = "1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GlueResult:
     """How well a model does one task of GLUE.
 
@@ -46,12 +47,17 @@ class GlueResult:
         figures: The official metrics, from −1 or 0 to 1; the first one is that of tables.
         loss: Nats per example; of STS-B the squared error of the score divided by 5.
         examples: Number of examples, all of them scored.
+        confusion: (classes, classes) int64: how many examples of a class, the row, were taken for another, the column;
+            None of STS-B, which has scores.
+        classes: Names of the classes; none of STS-B.
     """
 
     task: str
     figures: dict[str, float]
     loss: float
     examples: int
+    confusion: Tensor | None
+    classes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
@@ -93,15 +99,16 @@ def evaluate_glue(
     loss = float(label_loss(logits, labels))
     if not np.isfinite(loss):
         raise ValueError(f"the model's loss is {loss}")
-    predictions = (logits.flatten() if classes is None else logits.argmax(-1)).numpy()
+    predictions = logits.flatten() if classes is None else logits.argmax(-1)
     figures = {}
     for name in glue_task(task).metrics:
         metric: Any = METRICS[name]
         if name == "f1":
             assert classes is not None
             metric = partial(f1, positive=list(classes).index(POSITIVE))
-        figures[name] = metric(predictions, labels.numpy())
-    return GlueResult(task, figures, loss, len(examples))
+        figures[name] = metric(predictions.numpy(), labels.numpy())
+    confusion = None if classes is None else count_confusions(labels, predictions, len(classes))
+    return GlueResult(task, figures, loss, len(examples), confusion, tuple(classes or ()))
 
 
 @torch.inference_mode()

@@ -2,42 +2,37 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from subquad.data import DataError
 from subquad.data.images import EvaluationImages, ImageData, open_images
-from subquad.evaluation.accuracy import AccuracyResult, total_scores
-from subquad.evaluation.confusion import save_confusion
+from subquad.evaluation.accuracy import AccuracyResult, confusion_matrix, score_batch, total_scores
 from subquad.evaluation.runs import Run
 
 TOP = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageResult(AccuracyResult):
     """How well a model names the classes of images.
 
     Args:
         nll: Negative log-likelihood of all right classes in nats.
-        correct: Number of images whose most likely class is the right one.
-        examples: Number of images, all of them scored.
-        top5: Number of images whose class is among the five most likely.
         confusion: (classes, classes) int64: how many images of a class, the row, were taken for another, the column.
         classes: Names of the classes.
+        top5: Number of images whose class is among the five most likely.
     """
 
     task: ClassVar[str] = "image-classification"
     example: ClassVar[str] = "image"
     top5: int
-    confusion: Tensor
-    classes: tuple[str, ...]
 
     @property
     def top5_accuracy(self) -> float | None:
@@ -55,28 +50,6 @@ class ImageResult(AccuracyResult):
             return [accuracy, loss]
         of_all = f"{self.top5:,} of {self.examples:,} images"
         return [accuracy, ["accuracy in five answers", f"{self.top5_accuracy:.2%}", of_all], loss]
-
-
-def score_images(model: Any, batch: Any, *, confusion: bool = False) -> Tensor:
-    """Sums over a batch, float64 on the CPU: nats, right classes among five answers, right answers, and images.
-
-    Args:
-        model: A classifier, called with the batch.
-        batch: Its keyword arguments, `labels` (batch,) among them.
-        confusion: Return the confusion matrix in place of the last two, row after row.
-    """
-    labels = batch["labels"]
-    logits = model(**batch).logits
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    nll = F.cross_entropy(wide, labels, reduction="sum")
-    classes = wide.shape[-1]
-    top5 = (wide.topk(min(TOP, classes)).indices == labels.unsqueeze(-1)).sum()
-    answers = wide.argmax(-1)
-    if confusion:
-        counts = torch.bincount(labels * classes + answers, minlength=classes**2)
-    else:
-        counts = torch.stack([(answers == labels).sum(), torch.full_like(top5, len(labels))])
-    return torch.cat([part.cpu().double() for part in (nll.view(1), top5.view(1), counts)])
 
 
 def evaluate_images(
@@ -105,15 +78,12 @@ def evaluate_images(
     sums = total_scores(
         model,
         (model_inputs(batch, layout) for batch in loader),
-        lambda model, batch: score_images(model, batch, confusion=True),
+        partial(score_batch, top=TOP, confusion=True),
         len(images),
         progress=progress,
         what="images",
     )
-    classes = images.data.classes
-    confusion = sums[2:].long().view(len(classes), len(classes))
-    correct, examples = int(confusion.trace()), int(confusion.sum())
-    return ImageResult(sums[0].item(), correct, examples, int(sums[1]), confusion, classes)
+    return ImageResult(sums[0].item(), confusion_matrix(sums[2:]), images.data.classes, int(sums[1]))
 
 
 def model_inputs(batch: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -136,7 +106,7 @@ def evaluate_image_run(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> ImageResult:
-    """Evaluate a run of the task "image-classification"; writes the confusion matrix into its folder.
+    """Evaluate a run of the task "image-classification".
 
     Args:
         run: The run.
@@ -158,7 +128,7 @@ def evaluate_image_run(
     model = run.load_model(device)
     check_classes(model.config, opened, str(run.folder))
     workers = training.get("num_workers") if isinstance(training, dict) else 0
-    result = evaluate_images(
+    return evaluate_images(
         model,
         EvaluationImages(opened, split, size),
         layout=section.get("layout", "patches"),
@@ -166,9 +136,6 @@ def evaluate_image_run(
         num_workers=workers if isinstance(workers, int) else 0,
         progress=progress,
     )
-    about = {"run": run.name, "data": opened.name, "split": split}
-    save_confusion(run.folder, result.confusion, result.classes, about)
-    return result
 
 
 def check_classes(config: Any, opened: ImageData, folder: str) -> None:

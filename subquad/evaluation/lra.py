@@ -3,7 +3,6 @@
 The published numbers are those of the recipes' first lines, with what these say of where each comes from.
 """
 
-import csv
 import dataclasses
 import io
 import json
@@ -19,7 +18,7 @@ from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits
 from subquad.data.lra.datasets import RULES, TASKS
 from subquad.data.lra.readers import SIZES
-from subquad.evaluation.files import written
+from subquad.evaluation.files import csv_text, written
 from subquad.evaluation.plots import can_draw
 from subquad.evaluation.runs import Run
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
@@ -427,17 +426,14 @@ def save_lra(cells: Sequence[Cell], output: Path | str) -> None:
         "notes": lra_notes(cells),
         "cells": [cell.to_dict() for cell in cells],
     }
-    table = io.StringIO()
     lines = [_line(cell) for cell in cells]
-    writer = csv.DictWriter(table, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    table = csv_text(list(lines[0]), (line.values() for line in lines))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     with written(output / "lra.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with written(output / "lra.csv") as path:
-        path.write_text(table.getvalue(), encoding="utf-8")
+        path.write_text(table, encoding="utf-8")
     picture = output / "lra.png"
     picture.unlink(missing_ok=True)  # of other runs
     if can_draw(picture.name):

@@ -1,12 +1,11 @@
 """The whole of GLUE: every task and seed is a run, and one table says the median of each."""
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from subquad.data.glue import GLUE_TASKS, glue_task, open_glue
-from subquad.evaluation.files import written
+from subquad.evaluation.files import csv_text, written
 from subquad.evaluation.glue import glue_table
 from subquad.evaluation.runs import Run
 from subquad.training.train import train
@@ -61,8 +60,8 @@ def finetune_suite(
     }
     with written(Path(output) / "glue.json") as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with written(Path(output) / "glue.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    with written(Path(output) / "glue.csv") as path:
+        path.write_text(csv_text(head, rows), encoding="utf-8")
     return head, rows
 
 

@@ -1,4 +1,4 @@
-"""Figures of image classifiers, and which classes they confuse."""
+"""Figures of classifiers, and which classes they confuse."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from support import assert_close
 
-from subquad.evaluation.accuracy import AccuracyResult
+from subquad.evaluation.accuracy import AccuracyResult, evaluate_accuracy, score_batch
 from subquad.evaluation.confusion import save_confusion, worst_confusions
-from subquad.evaluation.images import ImageResult, model_inputs, score_images
+from subquad.evaluation.images import ImageResult, model_inputs
 
 
 def answering(logits):
@@ -21,10 +21,10 @@ def answering(logits):
 def test_scores_of_a_batch():
     logits = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1], [7.0, 6, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6, 7]])
     labels = torch.tensor([0, 5, 2])
-    nll, top5, correct, examples = score_images(answering(logits), {"labels": labels})
+    nll, top5, correct, examples = score_batch(answering(logits), {"labels": labels}, top=5)
     assert (top5, correct, examples) == (2, 1, 3)
     assert_close(nll, -logits.double().log_softmax(-1)[range(3), labels].sum(), torch.float32)
-    confusion = score_images(answering(logits), {"labels": labels}, confusion=True)[2:].view(7, 7)
+    confusion = score_batch(answering(logits), {"labels": labels}, confusion=True)[1:].view(7, 7)
     expected = torch.zeros(7, 7, dtype=torch.float64)
     expected[0, 0] = expected[5, 0] = expected[2, 6] = 1
     assert torch.equal(confusion, expected)
@@ -32,24 +32,63 @@ def test_scores_of_a_batch():
 
 def test_half_precision_is_widened():
     logits = torch.randn(4, 10).half()
-    scores = score_images(answering(logits), {"labels": torch.arange(4)})
+    scores = score_batch(answering(logits), {"labels": torch.arange(4)})
     expected = F.cross_entropy(logits.float(), torch.arange(4), reduction="sum")
     assert_close(scores[0], expected.double())
 
 
 def test_figures_of_a_result():
-    result = ImageResult(6.0, 7, 10, 10, torch.tensor([[3, 1], [2, 4]]), ("a", "b"))
-    assert (result.accuracy, result.loss) == (0.7, 0.6)
-    assert (result.to_dict()["task"], AccuracyResult(6.0, 7, 10).to_dict()["task"]) == (
-        "image-classification",
-        "sequence-classification",
-    )
+    confusion = torch.tensor([[3, 1], [2, 4]])
+    result = ImageResult(6.0, confusion, ("a", "b"), 10)
+    assert (result.correct, result.examples, result.accuracy, result.loss) == (7, 10, 0.7, 0.6)
+    assert result.to_dict()["task"] == "image-classification"
+    assert AccuracyResult(6.0, confusion, ("a", "b")).to_dict() == {
+        "loss": 0.6,
+        "accuracy": 0.7,
+        "correct": 7,
+        "examples": 10,
+        "task": "sequence-classification",
+    }
     assert result.top5_accuracy is None
     assert "top5_accuracy" not in result.to_dict()
     assert [row[1] for row in result.table()] == ["70.00%", "0.6000"]
-    many = ImageResult(6.0, 1, 6, 3, torch.ones(6, 1).long() * torch.eye(6)[0].long(), tuple("abcdef"))
+    many = ImageResult(6.0, torch.ones(6, 1).long() * torch.eye(6)[0].long(), tuple("abcdef"), 3)
     assert many.to_dict()["top5_accuracy"] == 0.5
     assert [row[0] for row in many.table()] == ["accuracy", "accuracy in five answers", "loss (nats per image)"]
+
+
+class Examples:
+    """Numbers of a class; see `subquad.data.lra`."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.labels[index]
+
+    @staticmethod
+    def collate(labels):
+        return {"labels": torch.tensor(labels)}
+
+
+class TakesTwoForOne(torch.nn.Module):
+    device = torch.device("cpu")
+    config = SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1", 2: "cat"})
+
+    def forward(self, labels):
+        answers = torch.tensor([0, 1, 1])[labels]
+        return SimpleNamespace(logits=F.one_hot(answers, 3).double())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10])
+def test_the_confusion_matrix_of_all_examples(batch_size):
+    result = evaluate_accuracy(TakesTwoForOne(), Examples([0, 2, 2, 1, 0, 2]), batch_size=batch_size, progress=False)
+    assert result.confusion.tolist() == [[2, 0, 0], [0, 1, 0], [0, 3, 0]]
+    assert result.classes == ("0", "1", "cat")
+    assert (result.correct, result.examples) == (3, 6)
 
 
 def test_pixels_are_a_sequence_row_after_row():

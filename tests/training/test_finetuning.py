@@ -107,6 +107,8 @@ def test_scores_are_predicted_and_the_lowest_loss_is_best(pretrained, data, tmp_
     losses = [line["eval_loss"] for line in log_of(run) if "eval_loss" in line]
     assert metrics["loss"] == pytest.approx(min(losses), rel=1e-5)
     assert Run(run).load_model("cpu").config.num_labels == 1
+    assert evaluate_run(run, progress=False).figures["pearson"] == pytest.approx(metrics["pearson"])
+    assert not list(run.glob("confusion.*")), "there are no classes"
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(pretrained, data, tmp_path, stop_after):
@@ -153,9 +155,10 @@ def test_f1_is_that_of_the_label_1(pretrained, data):
     with torch.no_grad():
         model.classifier.output_proj.weight.zero_()
         model.classifier.output_proj.bias.copy_(torch.tensor([0.0, 1.0]))
-    figures = evaluate_glue(model, task.valid_data, "qqp", classes=task.classes, pad_id=1, progress=False).figures
+    result = evaluate_glue(model, task.valid_data, "qqp", classes=task.classes, pad_id=1, progress=False)
     # All are found to be "1"; a third of the examples is.
-    assert figures == {"accuracy": pytest.approx(1 / 3), "f1": pytest.approx(2 / (2 + 2))}
+    assert result.figures == {"accuracy": pytest.approx(1 / 3), "f1": pytest.approx(2 / (2 + 2))}
+    assert result.confusion.tolist() == [[0, 8], [0, 4]]
 
 
 def test_finetuned_and_masked_runs_are_measured_and_compared(mnli, pretrained, tmp_path):
@@ -172,8 +175,12 @@ def test_commands(pretrained, data, mnli, tmp_path):
     def call(*arguments):
         return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
-    result = call("evaluate", mnli, "--json", tmp_path / "result.json")
+    result = call("evaluate", mnli, "--json", tmp_path / "result.json", "--csv", tmp_path / "result.csv")
     assert result.exit_code == 0, result.output
+    assert (tmp_path / "result.csv").read_text().startswith("run,data,split,loss,accuracy,")
+    confusion = json.loads((mnli / "confusion.json").read_text())
+    assert sorted(confusion["classes"]) == ["contradiction", "entailment", "neutral"]
+    assert sum(map(sum, confusion["matrix"])) == json.loads((tmp_path / "result.json").read_text())["examples"]
     assert "accuracy × 100" in result.stdout
     assert json.loads((tmp_path / "result.json").read_text())["split"] == "valid"
     changes = [word for change in SHRUNK for word in ("--set", change)]

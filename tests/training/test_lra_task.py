@@ -96,6 +96,12 @@ def test_from_generator_to_accuracy_by_commands(tmp_path):
     assert re.search(rf"accuracy +{100 * metrics['accuracy']:.2f}% .*\d of 9 examples, none skipped", result.stdout)
     found = json.loads((tmp_path / "result.json").read_text())
     assert (found["correct"], found["examples"]) == (metrics["correct"], 9)
+    confusion = json.loads((tmp_path / "run" / "confusion.json").read_text())
+    assert confusion["data"] == str(tmp_path / "lra")
+    assert confusion["classes"] == [str(digit) for digit in range(10)]
+    assert sum(map(sum, confusion["matrix"])) == 9
+    assert sum(confusion["matrix"][digit][digit] for digit in range(10)) == metrics["correct"]
+    assert (tmp_path / "run" / "confusion.csv").read_text().startswith("class,0,1,")
     assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
 
 
@@ -146,7 +152,7 @@ def test_the_best_model_has_the_best_validation_accuracy(run):
 
 def test_other_data_is_not_evaluated(run, listops, tmp_path):
     moved = shutil.copytree(listops, tmp_path / "moved")
-    assert evaluate_run(run, moved, progress=False) == evaluate_run(run, progress=False)
+    assert evaluate_run(run, moved, progress=False).to_dict() == evaluate_run(run, progress=False).to_dict()
     table = moved / "listops-1000" / "basic_test.tsv"
     table.write_bytes(table.read_bytes().replace(b"[MIN", b"[MAX"))
     with pytest.raises(DataError, match="not the data that"):

@@ -1,13 +1,12 @@
 """The table of the comparison: which figures runs have, which can be compared, and which are best."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from subquad.evaluation.charts import Point
 from subquad.evaluation.comparison.entries import Entry
 from subquad.evaluation.comparison.formats import count, decimals, duration, num_bytes, rounded
+from subquad.evaluation.files import csv_text
 
 # What a perplexity is taken over, by task.
 SCORED = {
@@ -192,20 +191,18 @@ class Comparison:
         }
         places = [(name, x) for name, of in curves.items() for x in sorted({x for e in self.entries for x, _ in of(e)})]
         scalars = [column for column in self.columns if "_at_" not in column.key]
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(
-            ["run", "folder", "task", "vocabulary", "data_fingerprint", "training_length"]
-            + [column.key for column in scalars]
-            + [f"{name}_at_{x:.0f}" for name, x in places]
+        head = [
+            *("run", "folder", "task", "vocabulary", "data_fingerprint", "training_length"),
+            *(column.key for column in scalars),
+            *(f"{name}_at_{x:.0f}" for name, x in places),
+        ]
+        rows = (
+            [e.name, e.run.folder, e.task, e.vocabulary, e.run.data_fingerprint, e.training_length]
+            + [column.value(e) for column in scalars]
+            + [dict(curves[name](e)).get(x) for name, x in places]
+            for e in self.entries
         )
-        for e in self.entries:
-            writer.writerow(
-                [e.name, e.run.folder, e.task, e.vocabulary, e.run.data_fingerprint, e.training_length]
-                + [column.value(e) for column in scalars]
-                + [dict(curves[name](e)).get(x) for name, x in places]
-            )
-        return table.getvalue()
+        return csv_text(head, rows)
 
 
 def distinct(values: Iterable[str | None]) -> list[str]:

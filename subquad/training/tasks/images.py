@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from subquad.data import Tokenizer
 from subquad.data.images import EvaluationImages, ImageData, TrainingImages, open_images
-from subquad.evaluation.images import TOP, as_in_training, check_classes, evaluate_images, model_inputs, score_images
+from subquad.evaluation.accuracy import score_batch
+from subquad.evaluation.images import TOP, as_in_training, check_classes, evaluate_images, model_inputs
 from subquad.evaluation.runs import Run
 from subquad.models import SubquadConfig, SubquadForImageClassification, SubquadForSequenceClassification
 from subquad.training.recipe import ImageRecipe, Recipe
@@ -153,7 +154,7 @@ class ImageClassification(Task):
 
     def score(self, model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
         """Negative log-likelihood in nats, right classes among five answers, right answers, and images."""
-        return score_images(model, batch)
+        return score_batch(model, batch, top=TOP)
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Nats per image, and shares of right answers."""

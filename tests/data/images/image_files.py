@@ -55,7 +55,10 @@ def mnist(folder, suffix="", count=12, size=9):
 def picture(path, height=8, width=10, value=(10, 20, 30), mode="RGB"):
     image = pytest.importorskip("PIL.Image")
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.new(mode, (width, height), value).save(path)
+    made = image.new(mode, (width, height), value)
+    if mode == "P":
+        made.putpalette([0, 0, 0])  # Pillow 12.3 cannot read the empty palette that it writes
+    made.save(path)
     return path
 
 
