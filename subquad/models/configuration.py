@@ -54,7 +54,8 @@ class SubquadConfig(PreTrainedConfig):
         patch_embedding: Patch embedding, `{"type": "linear" | "overlap" | "conv", "patch_size": ..., ...}`.
         padding: What the backbone makes of padding in `attention_mask`. "masked": real tokens never see it; "zeroed":
             its embedding is zero, and nothing is hidden after that, as in the published RoBERTa-shaped models;
-            "ordinary": it is a token like any other, as in the published models of the Long Range Arena.
+            "ordinary": it is a token like any other, also in batch norm: the legacy of the published models of the
+            Long Range Arena.
         dropout: Probability of dropping entries of the embeddings and of both mixers' outputs.
         embedding_dropout: The same for the embeddings alone, where it differs from `dropout`.
         drop_path: Probability of skipping a mixer for an example in the last layer (stochastic depth, arXiv

@@ -192,6 +192,13 @@ def test_logits_depend_on_padding_as_the_recipe_says(family, task):
             assert (found - expected).abs().max() > 1e-6
 
 
+def test_the_recipes_of_a_pipeline_treat_padding_alike():
+    """As docs/lra.md says of the legacy of the three; an open default would drift."""
+    recipes = [load_recipe(name) for name in list_recipes() if "-lra-" in name]
+    paddings = {(recipe.data.pipeline, recipe.model["padding"]) for recipe in recipes}
+    assert paddings == {("s4", "ordinary"), ("byte", "masked"), ("google", "masked")}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A few examples of every task but ListOps, in one folder."""
