@@ -117,8 +117,9 @@ class SelfGatedGTU(GTU):
     """Fairseq's GtuV3: one map without activation is gate and operator's input, W_o norm(z ⊙ TNO(z)) with z = W_i x."""
 
     def __init__(self, dim: int, causal: bool, **options: Any):
-        super().__init__(dim, causal, **options | {"activation": "identity"})
+        super().__init__(dim, causal, **options)
         del self.gate_proj
+        self.activation = nn.Identity()
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same z (batch, length, width) twice."""
