@@ -233,8 +233,8 @@ def _tables_of(size: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _widened(x: Tensor) -> np.ndarray:
-    """The numbers of `x`, with channels of zeros up to a full task."""
-    return array(F.pad(x.detach(), (0, max(LANES - x.shape[-1], 0))))
+    """The numbers of `x`, with channels of zeros up to a full task where there are fewer."""
+    return array(x if x.shape[-1] >= LANES else F.pad(x.detach(), (0, LANES - x.shape[-1])))
 
 
 def product(x: Tensor, kernel: Tensor, first: int, num_outputs: int, size: int) -> Tensor:
