@@ -22,6 +22,9 @@ from subquad.ops.loops import FASTMATH, array, compiled, run
 LANES = 32
 """Channels of a task, and the number of turns of all innermost loops: fixed, or they are several times as slow."""
 
+ROWS = 1024
+"""Rows of a transform that a core's own cache holds."""
+
 _helper = numba.njit(fastmath=FASTMATH)
 
 
@@ -139,24 +142,44 @@ def _pairs(z):
 
 @_helper
 def _transform(z, roots):
-    """The discrete Fourier transform over the rows, with the frequencies in the order in which they come about."""
+    """The discrete Fourier transform over the rows, with the frequencies in the order in which they come about.
+
+    The rows that one step leaves together are all that the next ones need: from `ROWS` on, one such part is finished
+    before the next one is begun.
+    """
     size = len(z)
-    while size >= 4:
+    while size > ROWS:
         for start in range(0, len(z), size):
             _butterflies(z, start, size, roots)
         size //= 4
-    if size == 2:
-        _pairs(z)
+    for first in range(0, len(z), size):
+        part = z[first : first + size]
+        within = size
+        while within >= 4:
+            for start in range(0, size, within):
+                _butterflies(part, start, within, roots)
+            within //= 4
+        if within == 2:
+            _pairs(part)
 
 
 @_helper
 def _transform_back(z, roots):
     """The inverse of `_transform`, times the number of rows: its steps from the last to the first."""
     size = len(z)
-    while size >= 4:
+    while size > ROWS:
         size //= 4
-    if size == 2:
-        _pairs(z)
+    for first in range(0, len(z), size):
+        part = z[first : first + size]
+        within = size
+        while within >= 4:
+            within //= 4
+        if within == 2:
+            _pairs(part)
+        while within < size:
+            within *= 4
+            for start in range(0, size, within):
+                _butterflies_back(part, start, within, roots)
     while size < len(z):
         size *= 4
         for start in range(0, len(z), size):
