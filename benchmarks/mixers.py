@@ -59,7 +59,6 @@ def hgru(dim: int, length: int) -> dict[str, nn.Module]:
 PAIRS: dict[str, Callable[[int, int], dict[str, nn.Module]]] = {
     function.__name__: function for function in (ski_tno, fd_tno, fd_tno_causal, norm_attention, hgru)
 }
-SLOW = {"hgru": frozenset({"published formulation"})}
 
 
 def run(module: nn.Module, x: Tensor, cotangent: Tensor) -> list[Tensor]:
@@ -88,12 +87,7 @@ def main() -> None:
         width = 3 * args.dim if args.operator else args.dim
         x = torch.randn(args.batch, args.length, width, requires_grad=True)
         cotangent = torch.randn(args.batch, args.length, width)
-        # What takes minutes is held against the others at a shorter length; all else at the one that is timed.
-        slow = SLOW.get(name, frozenset())
-        first, *others = (
-            run(module, x[:, :256] if slow else x, cotangent[:, :256] if slow else cotangent)
-            for module in modules.values()
-        )
+        first, *others = (run(module, x, cotangent) for module in modules.values())
         error = max(((a - b).norm() / b.norm()).item() for other in others for a, b in zip(first, other, strict=True))
         if not error < 1e-3:
             raise SystemExit(f"{name}: the formulations disagree by {error:.1e}; nothing was timed")
@@ -104,7 +98,7 @@ def main() -> None:
         }
         title = f"{name}{', operator alone' if args.operator else ''}, {args.batch} × {args.length} × {args.dim}"
         path = args.json / f"{name}-{args.length}.json" if args.json else None
-        times = time_side_by_side(candidates, args.repeats, slow)
+        times = time_side_by_side(candidates, args.repeats)
         report(title, times, "subquad", path, largest_error=f"{error:.1e}")
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from subquad.compat import fairseq, tnn
 from subquad.compat.reference import UNWRAP, Conversion, OnlyOutput, Rules, activation_name, norm_name, register_family
 from subquad.layers import GLU, RotaryPositions, build_norm
-from subquad.layers.lrpe import reflect
 from subquad.mixers import DiagAttention, build_mixer
+from subquad.ops import rotate_pairs
 from subquad.registry import unknown_name
 
 KINDS = {1: "norm_attention", 2: "diag_attention"}
@@ -76,14 +76,12 @@ class PublishedPositions(RotaryPositions):
         """Angles per position (dim // 2,), float64."""
         return super().frequencies(device) if self.theta is None else self.theta.double()
 
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor, elu: float | None = None) -> Tensor:
         """Encode queries or keys, as in `RotaryPositions`."""
-        if self.reflection is None:
-            return super().forward(x, angles)
         direction = self.reflection
-        if direction.requires_grad:
+        if direction is not None and direction.requires_grad:
             direction = direction / (torch.linalg.vector_norm(direction) + 1e-6)
-        return super().forward(reflect(x, direction), angles).to(x.dtype)
+        return rotate_pairs(x, angles, direction, elu=elu)
 
 
 class LeakyDiagAttention(DiagAttention):

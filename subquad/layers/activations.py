@@ -42,6 +42,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+ELU_OFFSETS: dict[Callable[[Tensor], Tensor], float] = {F.elu: 0.0, _one_plus_elu: 1.0, _two_plus_elu: 2.0}
+"""The c of the activations c + elu(x)."""
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The elementwise function called `name`.
 

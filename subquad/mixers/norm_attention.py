@@ -82,6 +82,6 @@ class NormAttention(TransNormerMixer):
     def features(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encoded queries and keys, and values (batch, length, heads, head_dim)."""
         q, k, v = self.project(x)
-        q, k = self.encode(self.activation(q), self.activation(k), positions)
+        q, k = self.encode(q, k, positions, self.activation)
         # Sums over many tokens exceed the largest number of float16, 65504, before the norm.
         return q, k, v.float() if v.dtype == torch.float16 else v

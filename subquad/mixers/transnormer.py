@@ -1,11 +1,13 @@
 """What the two mixers of TransNormer (Qin et al. 2022, arXiv 2210.10340) share: heads, their maps and positions."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from subquad.layers import apply_norm, build_norm, build_relative_positions
+from subquad.layers.activations import ELU_OFFSETS
 from subquad.mixers.base import Mixer
 
 
@@ -51,12 +53,24 @@ class TransNormerMixer(Mixer):
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return q, k, v
 
-    def encode(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `positions` (length,) or (batch, length) into queries and keys (batch, length, heads, head_dim)."""
+    def encode(
+        self, q: Tensor, k: Tensor, positions: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Put `positions` (length,) or (batch, length) into queries and keys (batch, length, heads, head_dim).
+
+        Args:
+            q: Queries.
+            k: Keys.
+            positions: Of the rows.
+            activation: A feature map that comes first; those of the papers are taken in the pass that turns.
+        """
+        elu = None if activation is None or self.positions is None else ELU_OFFSETS.get(activation)
+        if activation is not None and elu is None:
+            q, k = activation(q), activation(k)
         if self.positions is None:
             return q, k
         angles = self.positions.angles(positions.unsqueeze(-1))
-        return self.positions(q, angles), self.positions(k, angles)
+        return self.positions(q, angles, elu), self.positions(k, angles, elu)
 
     def output(self, o: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Norm and output map of what the heads return, (batch, length, heads, head_dim), in the dtype of `x`."""

@@ -17,6 +17,7 @@ IMPLEMENTED = {
     "linear_recurrence": ("numba", "torch", "reference"),
     "gated_product": ("numba", "reference"),
     "gated_input": ("numba", "reference"),
+    "rotate_pairs": ("numba", "reference"),
     "linear_attention": ("torch", "reference"),
     "gated_linear_attention": ("torch", "reference"),
     "linear_cross_entropy": ("liger", "torch", "reference"),
@@ -83,7 +84,7 @@ def differentiate(ctx: Any, gradients: Sequence[Tensor], formula: Callable, back
     """The autograd rule of an op without loops over time, of any order.
 
     Args:
-        ctx: What autograd kept; the saved tensors are the inputs of the op.
+        ctx: What autograd kept; the saved tensors are the first inputs of the op.
         gradients: Of its outputs.
         formula: The outputs from the inputs, in PyTorch; taken where the gradients will be differentiated themselves.
         backward: The gradients of the inputs from `gradients` and the inputs, compiled.
@@ -91,6 +92,7 @@ def differentiate(ctx: Any, gradients: Sequence[Tensor], formula: Callable, back
     inputs = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return backward(*gradients, *inputs)
-    needed = [x for x, is_needed in zip(inputs, ctx.needs_input_grad, strict=True) if is_needed]
+    are_needed = ctx.needs_input_grad[: len(inputs)]
+    needed = [x for x, is_needed in zip(inputs, are_needed, strict=True) if is_needed]
     found = iter(torch.autograd.grad(formula(*inputs), needed, gradients, create_graph=True))
-    return tuple(next(found) if is_needed else None for is_needed in ctx.needs_input_grad)
+    return tuple(next(found) if is_needed else None for is_needed in are_needed)

@@ -77,9 +77,9 @@ def _formula(x: Tensor, logits: Tensor, lower_bound: Tensor | None) -> tuple[Ten
 
 @torch.library.custom_op("subquad::gated_input", mutates_args=())
 def _gated_input(x: Tensor, logits: Tensor, lower_bound: Tensor) -> tuple[Tensor, Tensor]:
-    from subquad.ops import gates_numba
+    from subquad.ops import elementwise_numba
 
-    return gates_numba.gated_input(x, logits, lower_bound)
+    return elementwise_numba.gated_input(x, logits, lower_bound)
 
 
 @_gated_input.register_fake
@@ -91,9 +91,11 @@ def _(x, logits, lower_bound):
 def _gated_input_backward(
     grad_inputs: Tensor, grad_decay: Tensor, x: Tensor, logits: Tensor, lower_bound: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from subquad.ops import gates_numba
+    from subquad.ops import elementwise_numba
 
-    grad_x, grad_logits, grad_bound = gates_numba.gated_input_backward(grad_inputs, grad_decay, x, logits, lower_bound)
+    grad_x, grad_logits, grad_bound = elementwise_numba.gated_input_backward(
+        grad_inputs, grad_decay, x, logits, lower_bound
+    )
     return grad_x.to(x.dtype), grad_logits.to(logits.dtype), grad_bound
 
 

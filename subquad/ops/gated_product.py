@@ -48,10 +48,10 @@ def _formula(x: Tensor, gate: Tensor) -> Tensor:
 
 @torch.library.custom_op("subquad::gated_product", mutates_args=())
 def _gated_product(x: Tensor, gate: Tensor) -> Tensor:
-    from subquad.ops import gates_numba
+    from subquad.ops import elementwise_numba
 
     dtype = torch.promote_types(x.dtype, gate.dtype)
-    return gates_numba.product(x, gate, accumulator(x.new_empty(0, dtype=dtype))).to(dtype)
+    return elementwise_numba.product(x, gate, accumulator(x.new_empty(0, dtype=dtype))).to(dtype)
 
 
 @_gated_product.register_fake
@@ -61,9 +61,9 @@ def _(x, gate):
 
 @torch.library.custom_op("subquad::gated_product_backward", mutates_args=())
 def _gated_product_backward(gradient: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    from subquad.ops import gates_numba
+    from subquad.ops import elementwise_numba
 
-    grad_x, grad_gate = gates_numba.product_backward(gradient, x, gate, accumulator(gradient))
+    grad_x, grad_gate = elementwise_numba.product_backward(gradient, x, gate, accumulator(gradient))
     return grad_x.to(x.dtype), grad_gate.to(gate.dtype)
 
 

@@ -229,13 +229,16 @@ def _backward(
     chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
     queries, keys, values, incoming = chunks.cut(q), chunks.cut(k), chunks.cut(v), chunks.cut(grad_o)
     states, _ = chunks.running_sums(keys.mT @ values, state)
-    grad_states, grad_state = chunks.running_sums(queries.mT @ incoming, grad_final, reverse=True)
-    grad_q, grad_k, grad_v = incoming @ states.mT, values @ grad_states.mT, keys @ grad_states
+    grad_q = incoming @ states.mT
+    # Memory is used again where it can be: fresh memory costs as much as a product.
+    grad_states, grad_state = chunks.running_sums(torch.bmm(queries.mT, incoming, out=states), grad_final, reverse=True)
+    grad_k, grad_v = values @ grad_states.mT, keys @ grad_states
     if causal:
-        grad_scores = (incoming @ values.mT).tril_()
-        grad_q.baddbmm_(grad_scores, keys)
-        grad_k.baddbmm_(grad_scores.mT, queries)
-        grad_v.baddbmm_((queries @ keys.mT).tril_().mT, incoming)
+        scores = incoming @ values.mT
+        grad_q.baddbmm_(scores.tril_(), keys)
+        grad_k.baddbmm_(scores.mT, queries)
+        torch.bmm(queries, keys.mT, out=scores)
+        grad_v.baddbmm_(scores.tril_().mT, incoming)
     return chunks.join(grad_q, q.dtype), chunks.join(grad_k, k.dtype), chunks.join(grad_v, v.dtype), grad_state
 
 

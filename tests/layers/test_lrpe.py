@@ -7,49 +7,12 @@ import torch
 from support import assert_close
 
 from subquad.layers import LRPE, RotaryPositions, build_relative_positions
-from subquad.layers.lrpe import rotate_pairs
 
 
 def randomised(dim):
     module = LRPE(dim).double()
     module.theta.data = torch.rand_like(module.theta)
     return module
-
-
-@pytest.mark.parametrize("dim", [8, 7, 1])
-def test_pairs_are_interleaved_and_an_odd_feature_stays(dim):
-    x, angles = torch.randn(3, dim, dtype=torch.float64), torch.randn(3, dim // 2, dtype=torch.float64)
-    y = rotate_pairs(x, angles)
-    for m in range(dim // 2):
-        turned = torch.complex(x[:, 2 * m], x[:, 2 * m + 1]) * torch.exp(1j * angles[:, m])
-        assert_close(y[:, 2 * m], turned.real)
-        assert_close(y[:, 2 * m + 1], turned.imag)
-    if dim % 2:
-        assert torch.equal(y[:, -1], x[:, -1])
-
-
-@pytest.mark.parametrize("reflected", [True, False])
-@pytest.mark.parametrize("rows", [1, 2])
-def test_queries_and_keys_are_turned_as_any_other_and_have_their_gradients(reflected, rows):
-    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
-    angles = torch.randn(rows, 5, 1, 2, dtype=torch.float64, requires_grad=True)
-    direction = torch.nn.functional.normalize(torch.randn(4, dtype=torch.float64), dim=0) if reflected else None
-    y = rotate_pairs(x, angles, direction)
-    assert_close(y, rotate_pairs(x.unsqueeze(0), angles, direction)[0])
-    assert y.transpose(1, 2).is_contiguous()
-    assert torch.autograd.gradcheck(lambda x, angles: rotate_pairs(x, angles, direction), (x, angles))
-    # Queries may be any view, and their gradients too.
-    view = x.detach()[..., :3].repeat_interleave(2, dim=-1)[..., 1:5]
-    assert_close(rotate_pairs(view, angles, direction), rotate_pairs(view.clone(), angles, direction))
-    (of_sum,) = torch.autograd.grad(y.sum(), x)
-    (of_products,) = torch.autograd.grad((rotate_pairs(x, angles, direction) * torch.ones_like(x)).sum(), x)
-    assert_close(of_sum, of_products)
-
-
-def test_a_direction_can_be_learned():
-    x, angles = torch.randn(1, 3, 2, 4, dtype=torch.float64), torch.randn(3, 1, 2, dtype=torch.float64)
-    direction = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda direction: rotate_pairs(x, angles, direction), direction)
 
 
 def test_compiled_and_eager_are_the_same():

@@ -1,4 +1,4 @@
-"""The products of gated units as compiled loops for the CPU: what is needed of a gate is computed where it is used.
+"""Gates and rotations as compiled loops for the CPU: what is needed of a gate or feature is computed where it is used.
 
 Legend: z logits of a gate, s = σ(z), n = σ(−z), g gradient of an output; prange runs over pieces of the rows.
 """
@@ -119,6 +119,77 @@ def _input_backward(grad_inputs, grad_decay, x, z, bound, starts, grad_x, grad_z
                 grad_bound[piece, c] += by_gate[c] * n_t[c]
 
 
+# Sums may be taken in any order, or they are no vector instructions; what is inlined would be held to the order again.
+@numba.njit(fastmath=FASTMATH | {"reassoc"})
+def _component(x, direction):
+    total = x.dtype.type(0)
+    for k in range(len(x)):
+        total += x[k] * direction[k]
+    return total
+
+
+@numba.njit(inline="always")
+def _feature(x, offset, slope, f):
+    """The feature c + elu(x) and its derivative, which are x and 1 where the constant is NaN."""
+    one = x.dtype.type(1)
+    if np.isnan(offset):
+        for k in range(len(x)):
+            f[k], slope[k] = x[k], one
+    else:
+        for k in range(len(x)):
+            small = exp_of_negative(-abs(x[k]))
+            f[k] = offset + (x[k] if x[k] > 0 else small - one)
+            slope[k] = one if x[k] > 0 else small
+
+
+@compiled
+def _rotate(x, cos, sin, direction, offset, starts, y):
+    dim, pairs = x.shape[3], x.shape[3] // 2
+    for piece in prange(len(starts) - 1):
+        f, slope = np.empty(dim, x.dtype), np.empty(dim, x.dtype)
+        for t in range(starts[piece], starts[piece + 1]):
+            for b in range(len(x)):
+                row = b % len(cos)
+                re, im = cos[row, t], sin[row, t]
+                for h in range(x.shape[2]):
+                    _feature(x[b, t, h], offset, slope, f)
+                    twice = 2 * _component(f, direction)
+                    for k in range(dim):
+                        f[k] -= twice * direction[k]
+                    y_t = y[b, h, t]
+                    for m in range(pairs):
+                        y_t[2 * m] = f[2 * m] * re[m] - f[2 * m + 1] * im[m]
+                        y_t[2 * m + 1] = f[2 * m] * im[m] + f[2 * m + 1] * re[m]
+                    for k in range(2 * pairs, dim):
+                        y_t[k] = f[k]
+
+
+@compiled
+def _rotate_backward(g, x, cos, sin, direction, offset, starts, grad_x, grad_angles):
+    dim, pairs = x.shape[3], x.shape[3] // 2
+    for piece in prange(len(starts) - 1):
+        f, slope, back = np.empty(dim, x.dtype), np.empty(dim, x.dtype), np.empty(dim, x.dtype)
+        for t in range(starts[piece], starts[piece + 1]):
+            for b in range(len(x)):
+                row = b % len(cos)
+                re, im, by_angle = cos[row, t], sin[row, t], grad_angles[row, t]
+                for h in range(x.shape[2]):
+                    g_t, grad_t = g[b, h, t], grad_x[b, t, h]
+                    _feature(x[b, t, h], offset, slope, f)
+                    twice = 2 * _component(f, direction)
+                    for k in range(dim):
+                        f[k] -= twice * direction[k]
+                    for m in range(pairs):
+                        back[2 * m] = g_t[2 * m] * re[m] + g_t[2 * m + 1] * im[m]
+                        back[2 * m + 1] = g_t[2 * m + 1] * re[m] - g_t[2 * m] * im[m]
+                        by_angle[m] += f[2 * m] * back[2 * m + 1] - f[2 * m + 1] * back[2 * m]
+                    for k in range(2 * pairs, dim):
+                        back[k] = g_t[k]
+                    twice = 2 * _component(back, direction)
+                    for k in range(dim):
+                        grad_t[k] = (back[k] - twice * direction[k]) * slope[k]
+
+
 def _starts(rows: int) -> np.ndarray:
     """Where the pieces of rows start, one for each thread, and where the last one ends."""
     pieces = min(rows, torch.get_num_threads())
@@ -172,3 +243,32 @@ def gated_input_backward(
     outputs = [grad_x.flatten(0, -2).numpy(), grad_logits.flatten(0, -2).numpy(), grad_bound.numpy()]
     run(_input_backward, rows, [array(bound), starts], outputs)
     return grad_x, grad_logits, grad_bound.sum(0)
+
+
+def _turns(x: Tensor, angles: Tensor, direction: Tensor | None, elu: float | None) -> tuple[list, np.ndarray]:
+    """What the loops over rotations take beside features: cosines, sines, direction and offset; and the pieces."""
+    normal = angles.new_zeros(x.shape[3]) if direction is None else direction.to(angles.dtype)
+    cos, sin = array(angles.cos().squeeze(2)), array(angles.sin().squeeze(2))
+    return [cos, sin, array(normal), cos.dtype.type(np.nan if elu is None else elu)], _starts(x.shape[1])
+
+
+def rotate(x: Tensor, angles: Tensor, direction: Tensor | None, elu: float | None) -> Tensor:
+    """Turned features in the dtype of `angles` (batch or 1, length, 1, dim // 2), the heads first in memory."""
+    batch, length, heads, dim = x.shape
+    y = angles.new_empty(batch, heads, length, dim)
+    turns, starts = _turns(x, angles, direction, elu)
+    run(_rotate, [array(x.to(angles.dtype)), *turns, starts, y.numpy()])
+    return y.transpose(1, 2)
+
+
+def rotate_backward(
+    gradient: Tensor, x: Tensor, angles: Tensor, direction: Tensor | None, elu: float | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and angles, in the dtype of `angles`."""
+    gradient, wide = gradient.to(angles.dtype).transpose(1, 2), x.to(angles.dtype)
+    grad_x, grad_angles = angles.new_empty(x.shape), torch.zeros_like(angles)
+    turns, starts = _turns(x, angles, direction, elu)
+    run(
+        _rotate_backward, [array(gradient), array(wide), *turns, starts, grad_x.numpy(), grad_angles.squeeze(2).numpy()]
+    )
+    return grad_x, grad_angles
