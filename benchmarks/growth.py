@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from side_by_side import processor
 
+from subquad.memory import keep_freed_memory
 from subquad.mixers import MIXERS, build_mixer
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -54,7 +55,8 @@ def training_step(config: dict[str, Any], causal: bool, dim: int, length: int) -
 
 
 def measure_seconds(config: dict[str, Any], causal: bool, dim: int, lengths: list[int], repeats: int) -> list[float]:
-    """Median seconds of a step at each length."""
+    """Median seconds of a step at each length, in a process that keeps its memory as the commands do."""
+    keep_freed_memory()
     steps = [training_step(config, causal, dim, length) for length in lengths]
     times: list[list[float]] = [[] for _ in lengths]
     for _ in range(repeats + 1):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from subquad import memory
 from subquad._version import __version__
 
 USER_ERROR = 2
@@ -80,6 +81,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
 ) -> None:
     """Train, evaluate and compare sequence models whose cost grows slower than the square of the length."""
+    memory.keep_freed_memory()
 
 
 @app.command()
