@@ -6,7 +6,7 @@ and column. Zero rows that fill a block or a window take part in its softmax.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -169,10 +169,12 @@ def _backbone(
 class GridPositions(TransNormerMixer):
     """Mixin of mixers over a grid whose positions are the sum of row and column: the same angles turn both."""
 
-    def encode(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, q: Tensor, k: Tensor, positions: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Put the positions on the grid into queries and keys (batch, height · width, heads, head_dim)."""
         row, column = self.coordinates(q.device)
-        return super().encode(q, k, row + column)
+        return super().encode(q, k, row + column, activation)
 
     def coordinates(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row and column (height · width,) of each position."""
