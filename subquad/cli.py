@@ -319,7 +319,8 @@ def convert(
     output: Annotated[Path, typer.Option(help="Run folder to write.")],
     family: Annotated[str | None, typer.Option(help="Published family. Default: recognised from the weights.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Of a finetuned model: glue-NAME. Default: what the checkpoint tells.")
+        str | None,
+        typer.Option(help="Of a classifier: glue-NAME or lra-NAME. Default: what the checkpoint tells."),
     ] = None,
     dictionary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="dict.txt of fairseq that was used in training.")
@@ -351,9 +352,10 @@ def convert(
         dictionary=dictionary,
         tokenizer=tokenizer,
     )
-    rows = [["family", made.family], ["preset", made.preset or "–"], ["parameters", f"{made.parameters:,}"]]
-    rows.append(["tokens", _number(made.vocabulary, ",")])
-    rows.append(["a token is", made.unit or "not known (no --dictionary, no --tokenizer)"])
+    rows = [["family", made.family], ["preset", made.preset or "–"], ["task", made.task]]
+    rows += [["parameters", f"{made.parameters:,}"], ["tokens", _number(made.vocabulary, ",")]]
+    if made.unit or made.task in ("causal-lm", "masked-lm"):
+        rows.append(["a token is", made.unit or "not known (no --dictionary, no --tokenizer)"])
     for name, value in rows:
         typer.echo(f"{name:<12}{value}")
     typer.echo(made.folder)

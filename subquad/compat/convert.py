@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from subquad._version import __version__
-from subquad.compat import glue
+from subquad.compat import arena, glue
 from subquad.compat.checkpoints import Checkpoint, read_checkpoint
 from subquad.compat.fairseq import classification_heads
 from subquad.compat.language_sizes import preset
@@ -44,6 +44,7 @@ class Converted:
         folder: The run folder.
         family: The published family.
         preset: The published name of the configuration, where the checkpoint tells.
+        task: What the model is for; of finetuned models with the name of their task, as "glue-mrpc" and "lra-text".
         parameters: Number of parameters.
         vocabulary: Number of tokens; None for images.
         unit: What a token is; None without a tokenizer.
@@ -52,6 +53,7 @@ class Converted:
     folder: Path
     family: str
     preset: str | None
+    task: str
     parameters: int
     vocabulary: int | None
     unit: str | None
@@ -74,8 +76,8 @@ def convert(
         checkpoint: See `read_checkpoint`.
         output: Run folder to write; it must not hold anything.
         family: A family of `from_reference`; default: recognised from the names of the tensors.
-        task: "glue-" and the name of the task of GLUE that a classifier was finetuned on, or "sequence-classification"
-            for another; default: what the checkpoint tells.
+        task: What a classifier was trained on: "glue-" or "lra-" and the name of a task of GLUE or of the Long Range
+            Arena, or "sequence-classification" for another; default: what the checkpoint tells.
         config: JSON file with published options, for a checkpoint that does not store them.
         overrides: Published options, `key=value` with the value in YAML; they go before all others.
         dictionary: fairseq's `dict.txt` that was used in training: line i is row i + 4 of the embedding.
@@ -104,6 +106,7 @@ def convert(
         model.config.label2id = {label: number for number, label in model.config.id2label.items()}
     with quiet_transformers():
         vocabulary = _tokenizer(source, found, dictionary, tokenizer, getattr(model.config, "vocab_size", None))
+    recipe = _recipe(model, found, vocabulary, glue_task, task)
     output.parent.mkdir(parents=True, exist_ok=True)
     with written(output.resolve()) as folder:
         folder.mkdir()
@@ -111,7 +114,7 @@ def convert(
             model.save_pretrained(folder)
         if vocabulary is not None:
             vocabulary.save(folder)
-        _write(folder / "recipe.yaml", yaml.safe_dump(_recipe(model, found, vocabulary, glue_task), sort_keys=False))
+        _write(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
         info = _provenance(source, found, model, vocabulary)
         _write(folder / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
         if output.is_dir():
@@ -120,6 +123,7 @@ def convert(
         folder=output,
         family=found.family,
         preset=preset(found.config),
+        task=_full_name(recipe),
         parameters=model.num_parameters(),
         vocabulary=getattr(model.config, "vocab_size", None),
         unit=vocabulary and vocabulary.unit,
@@ -157,10 +161,10 @@ def _glue_task(source: Checkpoint, found: Recognized, said: str | None) -> str |
     """The task of GLUE that a model was finetuned on; None for all other models."""
     heads = classification_heads(source.tensors)
     if not heads:
-        if said is not None:
+        if said is not None and found.family not in arena.PIPELINES:
             raise DataError(
-                f"--task {said}: is for masked language models finetuned on a classification, this is a {found.family} "
-                f"of the task {found.task}"
+                f"--task {said}: is for masked language models finetuned on a classification and for models of the "
+                f"Long Range Arena, this is a {found.family} of the task {found.task}"
             )
         return None
     if len(heads) > 1:
@@ -229,8 +233,10 @@ def _tokenizer(
     return tokenizer
 
 
-def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None, glue_task: str | None) -> dict[str, Any]:
-    """What the other commands ask a recipe for; the data and the training are not known."""
+def _recipe(
+    model: Any, found: Recognized, tokenizer: Tokenizer | None, glue_task: str | None, said: str | None
+) -> dict[str, Any]:
+    """What the other commands ask a recipe for; the training is not known, of the data what it is of."""
     config = model.config
     if isinstance(config, ReferenceConfig):
         options: dict[str, Any] = {"family": config.family, "options": config.options}
@@ -240,7 +246,7 @@ def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None, glue_tas
         positions = found.config.get("max_positions")
         data = {"task": glue_task, "max_length": positions if isinstance(positions, int) else FAIRSEQ_POSITIONS}
     elif found.task == "sequence-classification":
-        data = _arena_data(found, config)
+        data = arena.data_options(found, config, said)
     elif found.task == "image-classification":
         data = {"image_size": _side(config.image_size), "layout": "patches"}
     else:
@@ -250,35 +256,20 @@ def _recipe(model: Any, found: Recognized, tokenizer: Tokenizer | None, glue_tas
             "block_mode": found.config.get("sample_break_mode"),
         }
     task = found.task if glue_task is None else "glue"
-    return {"task": task, "model": options, "data": {key: value for key, value in data.items() if value}}
+    return {"task": task, "model": options, "data": {key: value for key, value in data.items() if value is not None}}
+
+
+def _full_name(recipe: dict[str, Any]) -> str:
+    """The task of a recipe, with the name of the data where one belongs to it."""
+    prefixes = {"glue": glue.PREFIX, "sequence-classification": arena.PREFIX}
+    name = recipe["data"].get("task")
+    return recipe["task"] if name is None else f"{prefixes[recipe['task']]}{name}"
 
 
 def _side(image_size: int | list[int]) -> int | None:
     """Height and width of square images."""
     sides = {image_size} if isinstance(image_size, int) else set(image_size)
     return sides.pop() if len(sides) == 1 else None
-
-
-def _arena_data(found: Recognized, config: Any) -> dict[str, Any]:
-    """Which task of the Long Range Arena a classifier is for, as its sizes tell; empty where it is for none."""
-    pipelines = {"primal.lra_former": "byte", "primal.lra_trans": "byte"}
-    pipelines |= dict.fromkeys(("tnn.lra_model", "hgrn.lra", "transnormer.lra_classifier"), "s4")
-    if found.family not in pipelines:
-        return {}
-    pipeline, dataset = pipelines[found.family], found.config.get("dataset", {})
-    is_image = config.input_features is not None
-    if pipeline == "byte":
-        is_image = found.config["max_seq_len"] <= 32 * 32
-    if config.classifier == "pair":
-        task = "retrieval"
-    elif config.num_labels == 10:
-        task = "image" if is_image else "listops"
-    elif is_image:
-        task = "pathx" if dataset.get("resolution") == 128 else "pathfinder"
-    else:
-        task = "text"
-    data = {"task": task, "pipeline": pipeline, "max_length": dataset.get("l_max") if not is_image else None}
-    return data | {"colour": task == "image" and config.input_features == 3}
 
 
 def _own_options(config: SubquadConfig) -> dict[str, Any]:
@@ -300,6 +291,7 @@ def _provenance(source: Checkpoint, found: Recognized, model: Any, tokenizer: To
             "sha256": source.sha256(),
             "family": found.family,
             "preset": preset(found.config),
+            "model": arena.published_model(found),
             **source.progress,
             "config": found.config,
         },

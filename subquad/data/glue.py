@@ -146,6 +146,10 @@ class GlueSource:
     split_rule: str
     readers: dict[str, Callable[[], GlueRows]]
 
+    def record(self) -> dict[str, str]:
+        """Name, fingerprint and split rule."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "split_rule": self.split_rule}
+
     def read(self, split: str) -> GlueRows:
         """Read a split.
 

@@ -134,6 +134,10 @@ class Corpus:
     fingerprint: str
     folder: Path
 
+    def record(self) -> dict[str, str]:
+        """Name, fingerprint and split rule."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "split_rule": self.split_rule}
+
 
 def prepare(
     data: DataValue | Source,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from subquad.data import DataError
-from subquad.data.lra import open_lra
+from subquad.data.lra import LRAData, open_lra
 from subquad.data.sources import DataValue
 from subquad.evaluation.confusion import count_confusions
 from subquad.evaluation.runs import Run
@@ -172,13 +172,12 @@ def total_scores(
     return sums
 
 
-def open_examples(run: Run, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> Any:
-    """The examples of a split, as the run saw them in training.
+def open_arena(run: Run, data: DataValue | None = None, *, progress: bool = True) -> LRAData:
+    """The examples of the Long Range Arena, as the run saw them in training.
 
     Args:
         run: A run of the task "sequence-classification".
         data: Folder with the files; default: that of the recipe.
-        split: "train", "valid" or "test".
         progress: Show a progress bar.
 
     Raises:
@@ -188,8 +187,6 @@ def open_examples(run: Run, data: DataValue | None = None, split: str = "test", 
     options = run.recipe.get("data")
     if not isinstance(options, dict) or not {"task", "pipeline"} <= options.keys():
         raise DataError(f"{run.folder}: which task of the Long Range Arena it is for is not known (no recipe.yaml)")
-    if split not in ("train", "valid", "test"):
-        raise DataError(f"no split {split!r}; there are: train, valid, test")
     root = options.get("source") if data is None else data
     if root is None:
         raise DataError(f"{run.folder}: its data is not known: give the folder")
@@ -207,4 +204,4 @@ def open_examples(run: Run, data: DataValue | None = None, split: str = "test", 
     # The ids of bytes are fixed, and there are models with more rows.
     if size is not None and (size > rows if opened.pipeline == "byte" else size != rows):
         raise DataError(f"{root}: its texts have {size} tokens, the model of {run.folder} {rows}: other data")
-    return getattr(opened, split)
+    return opened

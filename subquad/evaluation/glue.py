@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from subquad.data import DataError
-from subquad.data.glue import GLUE_TASKS, GlueExamples, collate_examples, glue_task, open_glue
+from subquad.data.glue import GLUE_TASKS, GlueExamples, GlueSource, collate_examples, glue_task, open_glue
 from subquad.evaluation.confusion import count_confusions
 from subquad.evaluation.metrics import accuracy, f1, matthews_correlation, pearson_correlation, spearman_correlation
 from subquad.evaluation.runs import Run
@@ -138,8 +138,8 @@ def evaluate_glue_run(
     *,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> GlueResult:
-    """Compute the official metrics of a finetuned run folder.
+) -> tuple[GlueResult, GlueSource]:
+    """Compute the official metrics of a finetuned run folder; returns them, and the data.
 
     Args:
         run: A run of the task "glue".
@@ -157,17 +157,13 @@ def evaluate_glue_run(
     task, source = options["task"], options.get("source") if data is None else data
     if source is None:
         raise DataError(f"{run.folder}: its data is not known: give the folder with the official files of GLUE")
-    rows = open_glue(source, task).read(split)
+    opened = open_glue(source, task)
+    rows = opened.read(split)
     tokenizer, model = run.load_tokenizer(), run.load_model(device)
     classes = model_classes(model.config)
-    return evaluate_glue(
-        model,
-        GlueExamples(rows, tokenizer, options["max_length"], classes),
-        task,
-        classes=classes,
-        pad_id=tokenizer.vocabulary.pad_id,
-        progress=progress,
-    )
+    examples = GlueExamples(rows, tokenizer, options["max_length"], classes)
+    pad_id = tokenizer.vocabulary.pad_id
+    return evaluate_glue(model, examples, task, classes=classes, pad_id=pad_id, progress=progress), opened
 
 
 def model_classes(config: Any) -> list[str] | None:

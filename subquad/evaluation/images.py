@@ -105,8 +105,8 @@ def evaluate_image_run(
     *,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> ImageResult:
-    """Evaluate a run of the task "image-classification".
+) -> tuple[ImageResult, ImageData]:
+    """Evaluate a run of the task "image-classification"; returns the figures, and the data.
 
     Args:
         run: The run.
@@ -128,7 +128,7 @@ def evaluate_image_run(
     model = run.load_model(device)
     check_classes(model.config, opened, str(run.folder))
     workers = training.get("num_workers") if isinstance(training, dict) else 0
-    return evaluate_images(
+    result = evaluate_images(
         model,
         EvaluationImages(opened, split, size),
         layout=section.get("layout", "patches"),
@@ -136,6 +136,7 @@ def evaluate_image_run(
         num_workers=workers if isinstance(workers, int) else 0,
         progress=progress,
     )
+    return result, opened
 
 
 def check_classes(config: Any, opened: ImageData, folder: str) -> None:

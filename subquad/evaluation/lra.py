@@ -86,17 +86,19 @@ class Published:
 class Cell:
     """The result of a model on a task: that of a run, or the median of runs with different seeds.
 
+    Of a converted checkpoint it is what `evaluate_run` found; its training is not known.
+
     Args:
-        model: Name of the model: the published one, or its mixers.
+        model: Name of the model: the published one, or its mixers; of a checkpoint "converted" before it.
         pipeline: Whose tokens and pixels the data has; see `subquad.data.lra.open_lra`.
         task: Name of the task.
         changes: What the images have that those of the task have not: "colour", "augment", an order of pixels.
         accuracy: In per cent, on the test set, of the model that did best in validation.
         last_accuracy: The same of the last weights; None where a run has not recorded it.
         examples: Number of test examples.
-        validation: How the examples came about that chose the model.
-        steps: Updates.
-        seeds: Of each run.
+        validation: How the examples came about that chose the model; None where that is not known.
+        steps: Updates; None likewise.
+        seeds: Of each run; empty likewise.
         runs: Their folders.
         data: Fingerprint of the data.
         num_train: Number of training examples; None for runs that have not recorded it.
@@ -112,8 +114,8 @@ class Cell:
     accuracy: float
     last_accuracy: float | None
     examples: int
-    validation: str
-    steps: int
+    validation: str | None
+    steps: int | None
     seeds: list[int]
     runs: list[str]
     data: str | None
@@ -137,15 +139,16 @@ class Cell:
     def describe(self) -> str:
         """One line: what the number is of."""
         runs = f", median of the seeds {', '.join(map(str, self.seeds))}" if len(self.seeds) > 1 else ""
-        text = (
-            f"{self.title}: {self.accuracy:.2f} % of {self.examples:,} test "
-            f"examples{runs}; chosen by validation: {self.validation}"
-        )
+        text = f"{self.title}: {self.accuracy:.2f} % of {self.examples:,} test examples{runs}"
+        if self.validation is not None:
+            text += f"; chosen by validation: {self.validation}"
         if self.last_accuracy is not None:
             text += f"; last weights {self.last_accuracy:.2f} %"
+        if self.steps is not None:
+            of = "" if self.published is None else f" of the published {self.published.steps:,}"
+            text += f"; {self.steps:,}{of} updates"
         if self.published is None:
-            return f"{text}; {self.steps:,} updates; nothing like it was published"
-        text += f"; {self.steps:,} of the published {self.published.steps:,} updates"
+            return f"{text}; nothing like it was published"
         others = [name for name in self.differences if name != "training.steps"]
         if others:
             text += f"; other entries than the recipe {self.published.recipe}: {', '.join(others)}"
@@ -157,9 +160,10 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
 
     Args:
         runs: Run folders of the task "sequence-classification"; those that differ in nothing but the seed share a cell.
+            Converted checkpoints stand alone.
 
     Raises:
-        DataError: There is no run, one is given twice, is of another task or has not finished, or two runs of a model
+        DataError: There is no run, one is given twice, is of another task or has no result, or two runs of a model
             and a task differ in more than the seed, or not in it.
     """
     opened = [_open(folder) for folder in runs]
@@ -169,9 +173,7 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
         raise DataError("lra: one run is given twice")
     groups: dict[tuple[str, str, str], list[tuple[Run, Published | None, list[str]]]] = {}
     for run in opened:
-        mixers = _kinds(run)
-        published, differences = _nearest_recipe(run.recipe, mixers)
-        model = " + ".join(mixers) if published is None else published.model
+        model, published, differences = _compared(run)
         data = run.recipe["data"]
         groups.setdefault((model, data["pipeline"], data["task"]), []).append((run, published, differences))
     models = list(dict.fromkeys(key[:2] for key in groups))
@@ -182,12 +184,16 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
 def _open(folder: Path | str) -> Run:
     run = Run(folder)
     run.require_task("sequence-classification", "the table of the Long Range Arena")
-    figures = [run.metrics.get(name) for name in ("accuracy", "examples", "steps")]
-    if not all(isinstance(figure, int | float) for figure in figures) or "validation" not in run.metrics:
-        raise DataError(f"{folder}: has no result yet (metrics.json); its status is {run.info.get('status')}")
+    needed = ("accuracy", "examples", *(() if run.is_converted else ("steps",)))
+    is_complete = all(isinstance(run.metrics.get(name), int | float) for name in needed)
+    if not is_complete or not (run.is_converted or "validation" in run.metrics):
+        status = run.info.get("status")
+        hint = f": `subquad evaluate {folder} --data FOLDER` computes it" if run.is_converted else ""
+        raise DataError(f"{folder}: has no result yet (metrics.json); its status is {status}{hint}")
     data = run.recipe.get("data")
     if not isinstance(data, dict) or data.get("task") not in TASKS or not isinstance(data.get("pipeline"), str):
-        raise DataError(f"{folder}: which task of the Long Range Arena it is of is not known (no recipe.yaml)")
+        hint = "convert it with --task lra-NAME" if run.is_converted else "no recipe.yaml"
+        raise DataError(f"{folder}: which task of the Long Range Arena it is of is not known ({hint})")
     _kinds(run)
     return run
 
@@ -202,8 +208,24 @@ def _kinds(run: Run) -> list[str]:
     return _mixer_types(mixers)
 
 
+def _compared(run: Run) -> tuple[str, Published | None, list[str]]:
+    """The name of the model, what was published of it, and in which entries the recipe differs from that one's."""
+    data = run.recipe["data"]
+    if run.is_converted:
+        name = str(run.source.get("model") or run.source.get("family"))
+        return f"converted {name}", _published_of(name, data["pipeline"]).get(data["task"]), []
+    mixers = _kinds(run)
+    published, differences = _nearest_recipe(run.recipe, mixers)
+    return " + ".join(mixers) if published is None else published.model, published, differences
+
+
 def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Published | None, list[str]]]) -> Cell:
     (first, published, differences), *others = group
+    if first.is_converted and others:
+        raise DataError(
+            f"{', '.join(str(run.folder) for run, *_ in group)} are all {model} on {task}, and how they differ is not "
+            "known: give one of them; `subquad compare` shows them side by side"
+        )
     for run, *_ in others:
         # A limit of time ends runs of one recipe after different numbers of updates.
         unequal = [name for name in ("steps", "validation") if run.metrics[name] != first.metrics[name]]
@@ -232,12 +254,12 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
         accuracy=100 * statistics.median(metrics["accuracy"] for metrics in all_metrics),
         last_accuracy=100 * statistics.median(last) if len(last) == len(group) else None,
         examples=first.metrics["examples"],
-        validation=str(first.metrics["validation"]),
-        steps=first.metrics["steps"],
-        seeds=seeds,
+        validation=None if first.is_converted else str(first.metrics["validation"]),
+        steps=_whole(first.source.get("updates")) if first.is_converted else first.metrics["steps"],
+        seeds=[] if first.is_converted else seeds,
         runs=[str(run.folder) for run, *_ in group],
-        data=first.data_fingerprint,
-        num_train=_recorded(first, "examples", "train"),
+        data=first.evaluated_fingerprint,
+        num_train=None if first.is_converted else _recorded(first, "examples", "train"),
         longest=_recorded(first, "longest_input"),
         published=published,
         differences=differences,
@@ -246,10 +268,15 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
 
 def _recorded(run: Run, *names: str) -> int | None:
     """A number that a run has recorded of its data."""
-    entry = run.info.get("data")
+    entry: Any = run.evaluated_data
     for name in names:
         entry = entry.get(name) if isinstance(entry, dict) else None
-    return entry if isinstance(entry, int) else None
+    return _whole(entry)
+
+
+def _whole(value: Any) -> int | None:
+    """The value, if it is a whole number."""
+    return value if isinstance(value, int) else None
 
 
 def _changes(data: Mapping[str, Any]) -> list[str]:
@@ -335,8 +362,8 @@ def lra_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         figures = {task: cell.accuracy for task, cell in ours.items()}
         marks = {task: NOTED * bool(_data_notes(cell)) for task, cell in ours.items()}
         rows.append([model, pipeline, *_numbers(figures, marks), _average(figures)])
-        if any(cell.published is not None for cell in ours.values()):
-            published = _published_of(model, pipeline)
+        if name := next((cell.published.model for cell in ours.values() if cell.published), None):
+            published = _published_of(name, pipeline)
             figures = {task: result.accuracy for task, result in published.items()}
             marks = {
                 task: RECALLED * ("recalled" in result.origin) + NOTED * bool(result.changes)
@@ -365,7 +392,7 @@ def _average(figures: Mapping[str, float]) -> str:
 def lra_notes(cells: Sequence[Cell]) -> list[str]:
     """What a reader must know of the table: of which numbers the data is not the published one, and why."""
     notes = [f"{cell.title}: {note}" for cell in cells for note in _data_notes(cell)]
-    for model, pipeline in dict.fromkeys((cell.model, cell.pipeline) for cell in cells if cell.published is not None):
+    for model, pipeline in dict.fromkeys((cell.published.model, cell.pipeline) for cell in cells if cell.published):
         for task, result in _published_of(model, pipeline).items():
             if result.changes:
                 what = " + ".join([TITLES[task], *result.changes])

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 import subquad.models  # noqa: F401 - makes them known to the Auto classes
-from subquad.data import DataError, Tokenizer, TokenStream, build_tokenizer, load_tokenizer, prepare
+from subquad.data import Corpus, DataError, Tokenizer, TokenStream, build_tokenizer, load_tokenizer, prepare
 from subquad.data.sources import DataValue, is_databin
 
 # What the name of a model's class ends with, the class that loads it, and what it is trained for.
@@ -170,6 +170,16 @@ class Run:
         return self._field(self.recipe, "training", "device_batch_size", kind=int) or 8
 
     @property
+    def is_converted(self) -> bool:
+        """Whether it is the model of a published checkpoint, whose training is not known."""
+        return self.info.get("status") == "converted"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What is known of the checkpoint that a converted model comes from; empty for all others."""
+        return self._field(self.info, "source", kind=dict) or {}
+
+    @property
     def data_name(self) -> str | None:
         """The data's name."""
         return self._field(self.info, "data", "name")
@@ -178,6 +188,17 @@ class Run:
     def data_fingerprint(self) -> str | None:
         """Equal for runs that were given the same text."""
         return self._field(self.info, "data", "fingerprint")
+
+    @property
+    def evaluated_data(self) -> dict[str, Any]:
+        """What is known of the data that the figures of `metrics` are of; see `evaluate_run`."""
+        record = (self.metrics if self.is_converted else self.info).get("data")
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def evaluated_fingerprint(self) -> str | None:
+        """Equal for runs whose figures are of the same data, divided in the same way."""
+        return self._field(self.evaluated_data, "fingerprint")
 
     @property
     def hardware(self) -> str | None:
@@ -275,11 +296,14 @@ class Run:
         return load_tokenizer(self.folder)
 
     def open_data(self, data: DataValue | None = None, split: str = "test", *, progress: bool = True) -> TokenStream:
+        """A split of data, encoded with the tokenizer of the run; see `open_corpus`."""
+        return self.open_corpus(data, progress=progress).splits[split]
+
+    def open_corpus(self, data: DataValue | None = None, *, progress: bool = True) -> Corpus:
         """Encode data with the tokenizer of the run.
 
         Args:
             data: See `subquad.data.open_source`; default: the data of the recipe.
-            split: Part of the data.
             progress: Show a progress bar.
 
         Raises:
@@ -289,7 +313,7 @@ class Run:
         if data is None:
             raise DataError(f"{self.folder}: its data is not known (no recipe.yaml): give the data")
         text_column = self._field(self.recipe, "data", "text_column") or "text"
-        return prepare(data, self.tokenizer_for(data), text_column=text_column, progress=progress).splits[split]
+        return prepare(data, self.tokenizer_for(data), text_column=text_column, progress=progress)
 
     def tokenizer_for(self, data: DataValue | None = None) -> Tokenizer:
         """The tokenizer of the run; where a converted model has none, the dictionary of a data-bin folder."""

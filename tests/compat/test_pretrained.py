@@ -1,6 +1,7 @@
 """Published models that no configuration of ours describes: saved, read back, and taken by every command."""
 
 import contextlib
+import csv
 import json
 import math
 from argparse import Namespace
@@ -23,7 +24,8 @@ from subquad.compat.pretrained import CLASSES, ReferenceConfig, ReferenceForCaus
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError
 from subquad.data.lra import open_lra
-from subquad.evaluation import Run, evaluate_run
+from subquad.evaluation import Run, compare, evaluate_run
+from subquad.evaluation.lra import lra_cells, lra_table
 from subquad.training.train import train
 
 CAUSAL = {
@@ -373,7 +375,7 @@ class TestEvaluation:
         examples = open_lra("listops", listops, pipeline="s4").test
         options = arena(layer, open_lra("listops", listops, pipeline="s4").vocab_size)
         made = convert(lightning(tmp_path / "last.ckpt", family, options), tmp_path / "run")
-        assert made.family == family
+        assert (made.family, made.task) == (family, "lra-listops")
         recipe = Run(made.folder).recipe
         assert recipe["task"] == "sequence-classification"
         assert recipe["data"] == {"task": "listops", "pipeline": "s4", "max_length": 2048}
@@ -391,18 +393,56 @@ class TestEvaluation:
             evaluate_run(made.folder, progress=False)
 
     @pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
+    def test_the_table_has_converted_models_once_they_are_evaluated(self, listops, tmp_path):
+        data = open_lra("listops", listops, pipeline="s4")
+        options = arena({"_name_": "hgru1d"}, data.vocab_size)
+        path = lightning(tmp_path / "last.ckpt", "hgrn.lra", options)
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, "global_step": 700}, path)
+        run = convert(path, tmp_path / "hgrn").folder
+        result = call("lra", run, "--output", tmp_path / "table")
+        assert result.exit_code == 2
+        message = " ".join(result.output.split())
+        assert "has no result yet (metrics.json); its status is converted: `subquad evaluate" in message
+        evaluate_run(run, listops, split="valid", progress=False)
+        assert not (run / "metrics.json").exists()
+        accuracy = evaluate_run(run, listops, progress=False).accuracy
+        assert Run(run).metrics["data"]["fingerprint"] == data.fingerprint
+
+        (cell,) = lra_cells([run])
+        assert (cell.accuracy, cell.examples, cell.longest) == (100 * accuracy, 11, data.longest)
+        assert (cell.steps, cell.validation, cell.seeds, cell.num_train) == (700, None, [], None)
+        name = "hgrn-lra-listops"
+        assert (cell.model, cell.published.model, cell.published.recipe) == ("converted HGRN", "HGRN", name)
+        start = f"converted HGRN (s4), ListOps: {100 * accuracy:.2f} % of 11 test examples"
+        assert cell.describe() == f"{start}; 700 of the published {cell.published.steps:,} updates"
+        result = call("lra", run, "--output", tmp_path / "table")
+        assert result.exit_code == 0, result.output
+        assert [row[0] for row in lra_table([cell])[1]] == ["converted HGRN", "  published"]
+
+        again = convert(path, tmp_path / "again").folder
+        evaluate_run(again, listops, progress=False)
+        with pytest.raises(DataError, match="are all converted HGRN on listops, and how they differ is not known"):
+            lra_cells([run, again])
+        page = compare([run, again], tmp_path / "page", measure=False)
+        with page.with_suffix(".csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [float(row["accuracy"]) for row in rows] == [accuracy] * 2
+
+    @pytest.mark.filterwarnings("ignore:Long Range Arena .* the published data has:UserWarning")
     def test_data_with_another_vocabulary(self, listops, tmp_path):
         made = convert(lightning(tmp_path / "x.ckpt", "hgrn.lra", arena({"_name_": "hgru1d"}, 99)), tmp_path / "run")
         with pytest.raises(DataError, match=r"its texts have \d+ tokens, the model of .* 99: other data"):
             evaluate_run(made.folder, listops, progress=False)
 
-    def test_what_sizes_tell_of_the_byte_pipeline(self, load, tmp_path):
-        family, config, state, *_ = load("primal-lra_former-dual")
+    def test_sizes_of_no_task(self, load, tmp_path):
+        family, config, state, *_ = load("primal-lra_former-dual")  # pairs, and five classes
         torch.save({"model_state_dict": state}, tmp_path / "x.pt")
         (tmp_path / "options.json").write_text(json.dumps(config))
         made = convert(tmp_path / "x.pt", tmp_path / "run", config=tmp_path / "options.json")
-        assert made.family == family
-        assert Run(made.folder).recipe["data"] == {"task": "retrieval", "pipeline": "byte"}
+        assert (made.family, made.task) == (family, "sequence-classification")
+        with pytest.raises(DataError, match="which task of the Long Range Arena it is for is not known"):
+            evaluate_run(made.folder, tmp_path, progress=False)
 
     @pytest.mark.parametrize("name", ["transnormer-im_vit-t1-ffn", "primal-cv_vit-base", "tnn-im_vit-tiny-prenorm"])
     def test_images(self, load, tmp_path, name):

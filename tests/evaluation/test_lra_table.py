@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from subquad import cli
 from subquad.data import DataError
 from subquad.evaluation import Run
-from subquad.evaluation.accuracy import open_examples
+from subquad.evaluation.accuracy import open_arena
 from subquad.evaluation.lra import TITLES, lra_cells, lra_notes, lra_table, published_results, save_lra
 from subquad.training.recipe import list_recipes, load_recipe
 
@@ -229,7 +229,7 @@ def test_a_recipe_does_not_say_where_files_are_written(tmp_path):
     recipe["data"]["cache_dir"] = str(tmp_path / "elsewhere")
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(DataError, match=r"not a recipe of the Long Range Arena .*cache_dir"):
-        open_examples(Run(run), tmp_path)
+        open_arena(Run(run), tmp_path)
 
 
 def test_other_runs_are_named(tmp_path):

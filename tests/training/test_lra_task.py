@@ -18,7 +18,7 @@ from subquad import SubquadForSequenceClassification, cli
 from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits, generate_listops
 from subquad.evaluation import Run, compare, evaluate_accuracy, evaluate_run
-from subquad.evaluation.accuracy import open_examples
+from subquad.evaluation.accuracy import open_arena
 from subquad.training.recipe import list_recipes, load_recipe, recipe_text
 from subquad.training.schedules import build_schedule
 from subquad.training.tasks.lra import SequenceClassification, classifier_config
@@ -118,7 +118,7 @@ def test_a_run_says_what_it_is(run, listops):
     assert record["longest_input"] == max(lengths) + 1  # the end symbol
     last = evaluate_accuracy(
         AutoModelForSequenceClassification.from_pretrained(run / "checkpoints" / "checkpoint-20"),
-        open_examples(opened, progress=False),
+        open_arena(opened, progress=False).test,
         batch_size=4,
         progress=False,
     )

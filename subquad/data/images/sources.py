@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from subquad.data.errors import DataError, DataNotFoundError
 from subquad.data.images import cifar, folders, idx
@@ -48,6 +48,16 @@ class ImageData:
     def fingerprint(self) -> str:
         """Equal for equal images and classes, wherever they are; of images in files, names and sizes are compared."""
         return fingerprint(self.splits.values(), self.classes, self.split_rule)
+
+    def record(self) -> dict[str, Any]:
+        """Name and content of the data, how validation came about, and what inputs are normalised with."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "split_rule": f"validation: {self.split_rule}",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
 
 class _Form(NamedTuple):

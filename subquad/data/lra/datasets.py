@@ -379,6 +379,16 @@ class LRAData:
         """Tokens or pixels of the longest input."""
         return max(examples.longest for examples in self.splits.values())
 
+    def record(self) -> dict[str, Any]:
+        """Name, content and size of the data, and how validation came about."""
+        return {
+            "name": f"Long Range Arena {self.task} ({self.pipeline})",
+            "fingerprint": self.fingerprint,
+            "split_rule": f"validation: {self.validation}",
+            "examples": {split: len(examples) for split, examples in self.splits.items()},
+            "longest_input": self.longest,
+        }
+
 
 def open_lra(
     task: str,

@@ -56,7 +56,7 @@ class Entry:
     def evaluated_on(self) -> str | None:
         """Tells texts apart; unlike the fingerprint of the data, a size in bytes is that of any vocabulary."""
         size = self.metric("bytes")
-        return self.run.data_fingerprint if size is None else f"{self.split} of {size} bytes"
+        return self.run.evaluated_fingerprint if size is None else f"{self.split} of {size} bytes"
 
     @property
     def masking(self) -> str | None:
@@ -72,7 +72,8 @@ class Entry:
     @property
     def unit(self) -> str:
         """What its speed and its training are counted in."""
-        return text_of(self.run.metrics.get("unit")) or "tokens"
+        is_of_images = self.task == "image-classification"
+        return text_of(self.run.metrics.get("unit")) or ("images" if is_of_images else "tokens")
 
     @property
     def split(self) -> str | None:

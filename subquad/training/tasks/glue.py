@@ -136,8 +136,7 @@ class Glue(Task):
 
     def data_record(self) -> dict[str, str]:
         """Name, fingerprint and split rule of the data."""
-        source = self.source
-        return {"name": source.name, "fingerprint": source.fingerprint, "split_rule": source.split_rule}
+        return self.source.record()
 
     def build_model(self) -> PreTrainedModel:
         """A classifier with initial values, on the model of the run.

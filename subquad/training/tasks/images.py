@@ -116,14 +116,7 @@ class ImageClassification(Task):
 
     def data_record(self) -> dict[str, Any]:
         """Name and content of the data, how validation came about, and what inputs are normalised with."""
-        data = self.data
-        return {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "split_rule": f"validation: {data.split_rule}",
-            "mean": list(data.mean),
-            "std": list(data.std),
-        }
+        return self.data.record()
 
     def build_model(self) -> PreTrainedModel:
         """The model with its initial values, or those of the run `init`."""

@@ -107,14 +107,7 @@ class SequenceClassification(Task):
 
     def data_record(self) -> dict[str, Any]:
         """Name, content and size of the data, and how validation came about."""
-        data = self.data
-        return {
-            "name": f"Long Range Arena {data.task} ({data.pipeline})",
-            "fingerprint": data.fingerprint,
-            "split_rule": f"validation: {data.validation}",
-            "examples": {split: len(examples) for split, examples in data.splits.items()},
-            "longest_input": data.longest,
-        }
+        return self.data.record()
 
     def build_model(self) -> PreTrainedModel:
         """The model with its initial values, or those of the run `init`."""

@@ -98,8 +98,7 @@ class LanguageModel(Task):
 
     def data_record(self) -> dict[str, str]:
         """Name, fingerprint and split rule of the corpus."""
-        corpus = self.corpus
-        return {"name": corpus.name, "fingerprint": corpus.fingerprint, "split_rule": corpus.split_rule}
+        return self.corpus.record()
 
     def blocks(self, split: str) -> Dataset[dict[str, Tensor]]:
         """The blocks of a split."""
