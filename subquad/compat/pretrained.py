@@ -352,7 +352,8 @@ class ReferenceForSequenceClassification(ReferenceModel):
         """
         if (input_ids is None) == (input_values is None):
             raise ValueError("pass either `input_ids` or `input_values`")
-        logits = self.reference.class_logits(input_values if input_ids is None else input_ids, attention_mask)
+        inputs = input_values.to(self.dtype) if input_values is not None else input_ids
+        logits = self.reference.class_logits(inputs, attention_mask)
         loss = None if labels is None else label_loss(logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -154,6 +154,8 @@ class ByteClassifier(nn.Module):
         """What it takes and returns, as fields of a configuration."""
         return {
             "vocab_size": self.word_embeddings.num_embeddings,
+            "position_embedding": "learned",
+            "max_position_embeddings": self.position_embeddings.num_embeddings,
             "input_features": None,
             "classifier": "pair" if self.pair else "linear",
             "num_labels": self.head[-1].out_features,

@@ -90,8 +90,8 @@ class SeriesClassifier(nn.Module):
         Raises:
             ValueError: If the series have another length.
         """
-        if x.shape[1] != len(self.positions):
-            raise ValueError(f"this classifier takes series of {len(self.positions)} positions, got {x.shape[1]}")
+        if x.shape[1] != self.only_length:
+            raise ValueError(f"this classifier takes series of {self.only_length} positions, got {x.shape[1]}")
         x = self.project_inp(x) * math.sqrt(self.positions.shape[-1])
         x = self.dropout(x + self.positions.squeeze(1))
         for block in self.layers:
@@ -104,6 +104,11 @@ class SeriesClassifier(nn.Module):
     def class_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Logits (batch, num_classes) of `x`, see `forward`; without a mask all positions are real."""
         return self(x, x.new_ones(x.shape[:2]) if mask is None else mask)["y"]
+
+    @property
+    def only_length(self) -> int:
+        """Positions of every series."""
+        return len(self.positions)
 
     @property
     def facts(self) -> dict[str, Any]:

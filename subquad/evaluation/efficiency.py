@@ -5,6 +5,7 @@ gives each run a fresh process, so that neither memory nor caches of an earlier 
 fastest step: whatever is above comes from the machine's other work, and the load is recorded.
 """
 
+import math
 import multiprocessing
 import os
 import platform
@@ -86,11 +87,12 @@ def training_speed(model: Any, *, batch_size: int = 8, length: int = 512, steps:
     Args:
         model: A language model of transformers, or a classifier of ours.
         batch_size: Sequences, pairs of them or images in a step.
-        length: Tokens in a sequence; of an image or a grid it is as many as the model takes.
+        length: Tokens in a sequence, or fewer where the model has no more positions; of an image, a grid or a series of
+            one length it is as many as the model takes.
         steps: Steps that are timed, after one that is not.
     """
     device = model.device
-    length = _only_length(model) or length
+    length = _possible_length(model, length)
     inputs = _random_inputs(model, batch_size, length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     memory_before = _resident_bytes("VmRSS")
@@ -132,10 +134,14 @@ def _random_inputs(model: Any, batch_size: int, length: int) -> dict[str, torch.
     return {"input_ids": torch.randint(config.vocab_size, shape, device=device), "labels": labels}
 
 
-def _only_length(model: Any) -> int | None:
-    """How many patches an image has, or positions a grid; None for a model that takes sequences of any length."""
-    grids = (getattr(module, "grid", None) for module in model.modules())
-    return next((rows * columns for rows, columns in filter(None, grids)), None)
+def _possible_length(model: Any, length: int) -> int:
+    """The patches of an image, the positions of a grid or of a series of one length; else at most `length`."""
+    for module in model.modules():
+        if getattr(module, "grid", None) is not None:
+            return math.prod(module.grid)
+        if hasattr(module, "only_length"):
+            return module.only_length
+    return min(length, max_positions(model) or length)
 
 
 @torch.inference_mode()

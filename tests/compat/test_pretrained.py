@@ -24,7 +24,7 @@ from subquad.compat.pretrained import CLASSES, ReferenceConfig, ReferenceForCaus
 from subquad.compat.reference import FAMILIES
 from subquad.data import DataError
 from subquad.data.lra import open_lra
-from subquad.evaluation import Run, compare, evaluate_run
+from subquad.evaluation import Run, compare, evaluate_run, training_speed
 from subquad.evaluation.lra import lra_cells, lra_table
 from subquad.training.train import train
 
@@ -89,6 +89,12 @@ class TestSaving:
         assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
         # Where tensors stand in memory shows in the last digit of a product.
         assert_close(tensor_of(again.reference(*inputs, **kwargs)), tensor_of(published(*inputs, **kwargs)))
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_the_cost_of_training_can_be_measured(self, pretrained, name):
+        speed = training_speed(pretrained(name)[0], batch_size=2, length=48, steps=1)
+        assert 0 < speed.length <= 48 or "image" in name
+        assert math.isfinite(speed.tokens_per_second)
 
     def test_tied_parameters_stay_tied(self, pretrained, tmp_path):
         model, *_ = pretrained("tnn-fairseq_lm-v2-ada")

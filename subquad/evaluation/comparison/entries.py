@@ -89,6 +89,11 @@ class Entry:
         """A number of `metrics.json`."""
         return number(self.run.metrics.get(name))
 
+    def parameters(self) -> float | None:
+        """Number of parameters; of converted models that are not evaluated, too."""
+        known = self.metric("parameters")
+        return number(self.run.info.get("parameters")) if known is None else known
+
     def speed(self) -> float | None:
         """Units per second in training."""
         if self.efficiency is None:

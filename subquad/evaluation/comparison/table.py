@@ -132,7 +132,7 @@ class Comparison:
                 )
             )
         columns += [
-            _recorded("parameters", "Parameters", "", count),
+            Column("parameters", "Parameters", "", Entry.parameters, count),
             *(_recorded(f"{unit}_trained", "Trained on", unit, count) for unit in self.units),
             _recorded("train_seconds", "Training time", "", duration),
         ]
