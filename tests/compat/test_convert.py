@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import importlib.util
 import json
@@ -405,6 +406,22 @@ class TestVocabulary:
         result = call("compare", run, "--output", tmp_path / "page", "--no-measure")
         assert result.exit_code == 0, result.output
         assert "checkpoint_best.pt" in (tmp_path / "page" / "comparison.html").read_text()
+        with (tmp_path / "page" / "comparison.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert float(row["perplexity"]) == words["perplexity"]
+        assert int(row["parameters"]) == Run(run).load_model("cpu").num_parameters()
+
+    def test_figures_are_those_of_the_usual_evaluation(self, checkpoint, dictionary, tmp_path):
+        run, data = convert(checkpoint, tmp_path / "run", dictionary=dictionary).folder, dictionary.parent
+        assert Run(run).training_length == 16
+        for unusual in ({"length": 4}, {"split": "valid"}, {"context_window": 2}):
+            evaluate_run(run, data, progress=False, **unusual)
+            assert not (run / "metrics.json").exists(), unusual
+        usual = evaluate_run(run, data, length=16, progress=False)
+        metrics = Run(run).metrics
+        assert (metrics["perplexity"], metrics["split"]) == (usual.perplexity, "test")
+        assert metrics["data"]["fingerprint"] == Run(run).open_corpus(data, progress=False).fingerprint
+        assert Run(run).data_fingerprint is None  # what it was trained on is not known
 
     def test_the_loss_is_that_of_the_published_model(self, checkpoint, dictionary, tmp_path):
         convert(checkpoint, tmp_path / "run", dictionary=dictionary)

@@ -1,5 +1,6 @@
 """Published models that were finetuned on GLUE: from a checkpoint of fairseq to the official metrics."""
 
+import csv
 import json
 from argparse import Namespace
 
@@ -14,7 +15,7 @@ from subquad.compat.convert import convert
 from subquad.compat.glue import CLASSES, finetuned_on
 from subquad.data import DataError
 from subquad.data.glue import GLUE_TASKS, classes_by_frequency, open_glue
-from subquad.evaluation import Run
+from subquad.evaluation import Run, evaluate_run
 from subquad.evaluation.glue import METRICS
 
 OPTIONS = [f"--task glue-{name}" for name in ("qnli", "qqp", "sst2", "mrpc", "cola", "rte")]
@@ -99,6 +100,13 @@ def test_runs_are_compared(finetuned, data, dictionary, tmp_path):
     result = call("compare", run, "--output", tmp_path / "page")
     assert result.exit_code == 0, result.output
     assert "glue" in (tmp_path / "page" / "comparison.csv").read_text()
+    accuracy = evaluate_run(run, data, progress=False).figures["accuracy"]
+    metrics = Run(run).metrics
+    assert (metrics["accuracy"], metrics["split"], metrics["glue_task"]) == (accuracy, "valid", "mnli")
+    result = call("compare", run, "--output", tmp_path / "page", "--no-measure")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "page" / "comparison.csv").open(newline="") as file:
+        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == [accuracy]
 
 
 @pytest.mark.parametrize("style", ["args", "evo", "sections"])
