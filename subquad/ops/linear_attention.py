@@ -173,34 +173,48 @@ class _Chunks:
         """The rows of chunks."""
         return join(chunks, self.places, self.batch, self.length, self.heads).to(dtype)
 
-    def running_sums(self, updates: Tensor, start: Tensor | None, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Sums over the chunks of each sequence, for every head.
+    def memory(self, keys: Tensor, values: Tensor) -> Tensor:
+        """For `running_sums`: a state for each chunk, and one more."""
+        return keys.new_empty(len(keys) + 1, keys.shape[-1], values.shape[-1])
+
+    def running_sums(
+        self, keys: Tensor, values: Tensor, start: Tensor | None, memory: Tensor, reverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of outer products over the chunks of each sequence, for every head.
 
         Args:
-            updates: (batch · heads · chunks, key_dim, value_dim), what each chunk adds; overwritten.
+            keys: (batch · heads · chunks, size, key_dim).
+            values: (batch · heads · chunks, size, value_dim).
             start: (sequences, heads, key_dim, value_dim), what the sums start from; default zeros.
+            memory: From `memory`; overwritten.
             reverse: Sum from the last chunk to the first.
 
         Returns:
-            The sum before each chunk (bidirectional: over all chunks of its sequence), shape of `updates`, and that
-            after the last one, shape of `start`.
+            The sum before each chunk (bidirectional: over all chunks of its sequence), (batch · heads · chunks,
+            key_dim, value_dim), part of `memory`, and that after the last one, (sequences, heads, key_dim, value_dim).
         """
-        shape = updates.shape[1:]
-        sums = updates.view(self.batch * self.heads, self.count, *shape)
-        sequences = len(self.bounds) - 1
+        # The sum behind a chunk is that before the next: it is read one place from where it is made.
+        after, before = (memory[:-1], memory[1:]) if reverse else (memory[1:], memory[:-1])
+        sums = before if self.causal else after
+        torch.bmm(keys.mT, values, out=after)
+        shape = (self.batch * self.heads, self.count, *after.shape[1:])
+        after, before = after.view(shape), before.view(shape)
+        spans = list(pairwise(self.bounds))
         if start is None:
-            start = updates.new_zeros(sequences * self.batch, self.heads, *shape)
-        totals = []
-        for total, (first, stop) in zip(start.reshape(sequences, -1, *shape), pairwise(self.bounds), strict=True):
-            chunks = sums[:, first:stop].unbind(1)
-            for chunk in reversed(chunks) if reverse else chunks:
-                after = total + chunk
-                chunk.copy_(total)
-                total = after
-            if not self.causal:
-                sums[:, first:stop] = total.unsqueeze(1)
+            start = after.new_zeros(len(spans) * self.batch, self.heads, *shape[2:])
+        starts, totals = start.reshape(len(spans), shape[0], *shape[2:]), []
+        for first, (begin, stop) in zip(starts, spans, strict=True):
+            total = first
+            for chunk in reversed(after[:, begin:stop].unbind(1)) if reverse else after[:, begin:stop].unbind(1):
+                total = chunk.add_(total)
             totals.append(total)
-        return updates, torch.stack(totals).view_as(start)
+        final = torch.stack(totals).view_as(start)
+        for first, total, (begin, stop) in zip(starts, final.view_as(starts), spans, strict=True):
+            if not self.causal:
+                after[:, begin:stop] = total.unsqueeze(1)
+            elif begin < stop:
+                before[:, stop - 1 if reverse else begin] = first
+        return sums, final
 
 
 def _forward(
@@ -208,7 +222,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
     queries, keys, values = chunks.cut(q), chunks.cut(k), chunks.cut(v)
-    states, final = chunks.running_sums(keys.mT @ values, state)
+    states, final = chunks.running_sums(keys, values, state, chunks.memory(keys, values))
     o = queries @ states
     if causal:
         o.baddbmm_((queries @ keys.mT).tril_(), values)
@@ -228,10 +242,11 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chunks = _Chunks(v, causal, chunk_size, cu_seqlens)
     queries, keys, values, incoming = chunks.cut(q), chunks.cut(k), chunks.cut(v), chunks.cut(grad_o)
-    states, _ = chunks.running_sums(keys.mT @ values, state)
-    grad_q = incoming @ states.mT
     # Memory is used again where it can be: fresh memory costs as much as a product.
-    grad_states, grad_state = chunks.running_sums(torch.bmm(queries.mT, incoming, out=states), grad_final, reverse=True)
+    memory = chunks.memory(keys, values)
+    states, _ = chunks.running_sums(keys, values, state, memory)
+    grad_q = incoming @ states.mT
+    grad_states, grad_state = chunks.running_sums(queries, incoming, grad_final, memory, reverse=True)
     grad_k, grad_v = values @ grad_states.mT, keys @ grad_states
     if causal:
         scores = incoming @ values.mT
