@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from subquad.data import DataError
 from subquad.data.lra import LRAData, open_lra
+from subquad.data.lra.datasets import TASKS
 from subquad.data.sources import DataValue
 from subquad.evaluation.confusion import count_confusions
 from subquad.evaluation.runs import Run
@@ -172,6 +173,19 @@ def total_scores(
     return sums
 
 
+def arena_options(run: Run) -> dict[str, Any]:
+    """What the recipe says of the task of the Long Range Arena that a run is of.
+
+    Raises:
+        DataError: It says nothing.
+    """
+    options = run.recipe.get("data")
+    if isinstance(options, dict) and options.get("task") in TASKS and isinstance(options.get("pipeline"), str):
+        return options
+    hint = "convert it with --task lra-NAME" if run.is_converted else "its recipe.yaml does not say"
+    raise DataError(f"{run.folder}: which task of the Long Range Arena it is of is not known: {hint}")
+
+
 def open_arena(run: Run, data: DataValue | None = None, *, progress: bool = True) -> LRAData:
     """The examples of the Long Range Arena, as the run saw them in training.
 
@@ -184,9 +198,7 @@ def open_arena(run: Run, data: DataValue | None = None, *, progress: bool = True
         DataError: The recipe is missing, or the data is not what the run was trained on: its tokens would mean
             something else.
     """
-    options = run.recipe.get("data")
-    if not isinstance(options, dict) or not {"task", "pipeline"} <= options.keys():
-        raise DataError(f"{run.folder}: which task of the Long Range Arena it is for is not known (no recipe.yaml)")
+    options = arena_options(run)
     root = options.get("source") if data is None else data
     if root is None:
         raise DataError(f"{run.folder}: its data is not known: give the folder")

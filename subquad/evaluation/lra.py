@@ -18,6 +18,7 @@ from subquad.data import DataError
 from subquad.data.lra import ListOpsLimits
 from subquad.data.lra.datasets import RULES, TASKS
 from subquad.data.lra.readers import SIZES
+from subquad.evaluation.accuracy import arena_options
 from subquad.evaluation.files import csv_text, written
 from subquad.evaluation.plots import can_draw
 from subquad.evaluation.runs import Run
@@ -184,16 +185,13 @@ def lra_cells(runs: Sequence[Path | str]) -> list[Cell]:
 def _open(folder: Path | str) -> Run:
     run = Run(folder)
     run.require_task("sequence-classification", "the table of the Long Range Arena")
+    arena_options(run)
     needed = ("accuracy", "examples", *(() if run.is_converted else ("steps",)))
     is_complete = all(isinstance(run.metrics.get(name), int | float) for name in needed)
     if not is_complete or not (run.is_converted or "validation" in run.metrics):
         status = run.info.get("status")
         hint = f": `subquad evaluate {folder} --data FOLDER` computes it" if run.is_converted else ""
         raise DataError(f"{folder}: has no result yet (metrics.json); its status is {status}{hint}")
-    data = run.recipe.get("data")
-    if not isinstance(data, dict) or data.get("task") not in TASKS or not isinstance(data.get("pipeline"), str):
-        hint = "convert it with --task lra-NAME" if run.is_converted else "no recipe.yaml"
-        raise DataError(f"{folder}: which task of the Long Range Arena it is of is not known ({hint})")
     _kinds(run)
     return run
 

@@ -269,6 +269,12 @@ def _recipe_of_run(folder: Path, overrides: Iterable[str]) -> Recipe:
     path = folder / "recipe.yaml"
     if not path.is_file() or not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: not a run folder (no recipe.yaml and run.json): nothing to resume")
+    status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status")
+    if status == "converted":
+        raise ValueError(
+            f"{folder}: a converted checkpoint, there is no training to resume; `subquad train RECIPE --init {folder}` "
+            "goes on with its model"
+        )
     overrides = list(overrides)
     for override in overrides:
         section, _, key = override.partition("=")[0].partition(".")
@@ -279,7 +285,6 @@ def _recipe_of_run(folder: Path, overrides: Iterable[str]) -> Recipe:
             )
     recipe = load_recipe(path, overrides)
     last = last_complete(folder / "checkpoints")
-    status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status")
     if status == "finished" and not overrides and last is not None:
         raise ValueError(
             f"{folder}: finished after {step_of(last)} updates; to go on, --set training.steps=N (or max_seconds)"

@@ -24,6 +24,7 @@ def load(golden):
     def load(name):
         meta, tensors = golden.load(shared("golden", f"{name}.safetensors"))
         state = {**golden.part(tensors, "param."), **golden.part(tensors, "buffer.")}
+        state.pop("positions_used", None)  # a note of the fixture
         inputs = [tensors[f"input.{argument}"] for argument in meta["call"]["args"]]
         return meta["family"], meta["config"], state, inputs, tensors["output.y"], meta["call"]["kwargs"]
 

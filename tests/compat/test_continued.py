@@ -53,7 +53,6 @@ def published(load, tmp_path):
 
     def published(name):
         family, config, state, *_ = load(name)
-        state.pop("positions_used", None)
         words = [f"word{number}" for number in range(config["vocab_size"] - 4 - ("roberta" in family))]
         (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
         (tmp_path / "text").mkdir()
@@ -168,6 +167,9 @@ def test_the_long_range_arena(listops, tmp_path):
     result = call("lra", run.folder, "--output", tmp_path / "table")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[2].startswith("hgrn.lra")
+    result = call("train", "--resume", start)
+    assert result.exit_code == 2
+    assert "a converted checkpoint, there is no training to resume; `subquad train RECIPE --init" in result.stderr
     result = call("train", "hgrn-lra-image", "--init", start, "--data", listops, "--output", tmp_path / "wrong")
     assert result.exit_code == 2
     wrong = convert(lightning(path, "hgrn.lra", arena({"_name_": "hgru1d"}, 99)), tmp_path / "large").folder

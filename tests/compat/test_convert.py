@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import csv
 import hashlib
-import importlib.util
 import json
 import math
 import re
@@ -29,30 +28,6 @@ from subquad.data import DataError, build_tokenizer
 from subquad.evaluation import Run, evaluate_run
 
 NOT_STORED = ("vocab_size", "padding_idx")
-
-
-@pytest.fixture(scope="module")
-def golden():
-    """The comparison that comes with the numbers."""
-    spec = importlib.util.spec_from_file_location("golden_check", shared("golden", "check.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def load(golden):
-    """Family, configuration, weights and first input of a fixture; skips where the family is not there yet."""
-
-    def load(name):
-        meta, tensors = golden.load(shared("golden", f"{name}.safetensors"))
-        if meta["family"] not in FAMILIES:
-            pytest.skip(f"{meta['family']} is not there")
-        state = {**golden.part(tensors, "param."), **golden.part(tensors, "buffer.")}
-        state.pop("positions_used", None)
-        return meta["family"], meta["config"], state, tensors[f"input.{meta['call']['args'][0]}"]
-
-    return load
 
 
 def hgrn(vocabulary=80, dim=8, layers=2):
@@ -166,7 +141,7 @@ class TestFairseq:
     @pytest.mark.parametrize("style", ["evo", "old", "plain"])
     @pytest.mark.parametrize("name", LANGUAGE_MODELS)
     def test_the_run_folder_holds_the_model(self, load, tmp_path, name, style):
-        family, config, state, tokens = load(name)
+        family, config, state, (tokens, *_), *_ = load(name)
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
         expected = from_reference(family, config, state)
         path = save_fairseq(tmp_path / "checkpoint_best.pt", state, stored, style)
@@ -181,7 +156,7 @@ class TestFairseq:
 
     @pytest.mark.parametrize("name", LANGUAGE_MODELS)
     def test_tensors_tell_sizes_and_parts(self, load, name):
-        family, config, state, tokens = load(name)
+        family, config, state, (tokens, *_), *_ = load(name)
         published = next(entry.published for entry in ENTRIES if entry.family == family)
         given = published | {key: value for key, value in config.items() if key not in TOLD_BY_TENSORS}
         found = recognize(state, {}, given, family)
@@ -192,7 +167,7 @@ class TestFairseq:
         assert_close(from_reference(family, found.config, state)(tokens).logits, expected(tokens).logits)
 
     def test_what_tensors_do_not_tell_is_asked_for(self, call, load, tmp_path):
-        family, config, state, _ = load("tnn-fairseq_lm-v2-pre")
+        family, config, state, *_ = load("tnn-fairseq_lm-v2-pre")
         path = save_fairseq(tmp_path / "checkpoint_best.pt", state, {}, "nothing")
         result = call("convert", path, "--output", tmp_path / "run")
         assert result.exit_code == 2
@@ -241,7 +216,7 @@ class TestFairseq:
         holds_the_same(Run(made.folder).load_model("cpu"), expected)
 
     def test_parts_that_no_configuration_describes(self, load, tmp_path):
-        family, config, state, _ = load("tnn-fairseq_lm-v1-decay")
+        family, config, state, *_ = load("tnn-fairseq_lm-v1-decay")
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
         convert(save_fairseq(tmp_path / "checkpoint_best.pt", state, stored), tmp_path / "run")
         run = Run(tmp_path / "run")
@@ -252,7 +227,7 @@ class TestFairseq:
 
     def test_checkpoints_without_a_final_norm(self, load, tmp_path):
         """Those of the first two versions of fairseq have its weights, and their model does not use them."""
-        _, config, state, tokens = load("tnn-fairseq_lm-v1-decay")
+        _, config, state, (tokens, *_), *_ = load("tnn-fairseq_lm-v1-decay")
         state["decoder.version"] = torch.tensor([2])
         expected = from_reference("tnn.fairseq_lm", config, dict(state))
         convert(save_fairseq(tmp_path / "checkpoint_best.pt", state, config), tmp_path / "run")
@@ -265,12 +240,12 @@ class TestFairseq:
         [("tnn_v2_decay_99_pre", "tnn_v2_lm"), ("tnn_decay_99", "tnn_lm"), ("tnn_no_decay", "tnn_lm")],
     )
     def test_the_version_follows_from_the_preset(self, load, arch, model):
-        _, config, state, _ = load("tnn-fairseq_lm-v2-pre")
+        _, config, state, *_ = load("tnn-fairseq_lm-v2-pre")
         stored = {key: value for key, value in config.items() if key not in (*NOT_STORED, "model")}
         assert recognize(state, {**stored, "arch": arch}).config["model"] == model
 
     def test_names_of_old_versions(self, load, tmp_path):
-        family, config, state, _ = load("transformer-fairseq_lm-base-tied")
+        family, config, state, *_ = load("transformer-fairseq_lm-base-tied")
         config["share_decoder_input_output_embed"] = False
         expected = from_reference(family, config, state)
         old = {"decoder.embed_out": state.pop("decoder.output_projection.weight")}
@@ -288,7 +263,7 @@ class TestFairseq:
 
 class TestOtherFormats:
     def test_a_folder_of_flash_linear_attention(self, load, tmp_path):
-        family, config, state, tokens = load("hgrn-fla-base")
+        family, config, state, (tokens, *_), *_ = load("hgrn-fla-base")
         folder = tmp_path / "fla"
         folder.mkdir()
         save_file(state, folder / "model.safetensors")
@@ -305,7 +280,7 @@ class TestOtherFormats:
 
     @pytest.mark.parametrize("name", ["tnn-Gtu-causal", "tnn-TnnLayer-prenorm", "hgrn-Hgru1d-causal", "tnn-Tno-causal"])
     def test_a_layer_is_no_model(self, load, tmp_path, name):
-        family, _, state, _ = load(name)
+        family, _, state, *_ = load(name)
         torch.save(state, tmp_path / "layer.pt")
         with pytest.raises(DataError, match=f"recognised as {family}, a part of a model: take the module"):
             convert(tmp_path / "layer.pt", tmp_path / "run")
@@ -318,7 +293,7 @@ class TestOtherFormats:
         ],
     )
     def test_lightning(self, load, tmp_path, name):
-        family, config, state, _ = load(name)
+        family, config, state, *_ = load(name)
         program = {**config, "trainer": {"gpus": 2}, "optimizer": {"lr": 0.1}}
         found = recognize(state, program)
         assert (found.family, found.task) == (family, "sequence-classification")
@@ -338,7 +313,7 @@ class TestOtherFormats:
         ],
     )
     def test_images(self, load, tmp_path, name):
-        family, config, state, images = load(name)
+        family, config, state, (images,), *_ = load(name)
         found = recognize(state, {}, config)
         assert (found.family, found.task) == (family, "image-classification")
         assert {key: found.config[key] for key in config} == config
@@ -356,14 +331,14 @@ class TestOtherFormats:
         "name", ["primal-lra_former-base", "primal-lra_former-tied-softmax", "primal-lra_trans-pad"]
     )
     def test_the_byte_pipeline(self, load, name):
-        family, config, state, _ = load(name)
+        family, config, state, *_ = load(name)
         told = {"vocab_size", "num_classes", "low_rank", "num_layers", "transformer_hidden_dim", "tied_weights"}
         found = recognize(state, {}, {key: value for key, value in config.items() if key not in told})
         assert found.family == family
         assert all(found.config[key] == config[key] for key in told & set(found.config))
 
     def test_an_image_program_stores_the_name_of_its_preset(self, load):
-        _, config, state, _ = load("tnn-im_vit-tiny-prenorm")
+        _, config, state, *_ = load("tnn-im_vit-tiny-prenorm")
         program = {"model": "tno_vit_e3g1_small_rpe_l1_90_prenorm", "input_size": 16, "nb_classes": 5, "lr": 5e-4}
         found = recognize(state, program).config
         assert {key: found[key] for key in config if key in found} == {
@@ -555,7 +530,7 @@ class TestWhatIsRefused:
         assert "resnet.conv1.weight" in result.stderr
 
     def test_names_that_fit_two_families(self, load):
-        _, config, state, _ = load("tnn-fairseq_lm-v2-pre")
+        _, config, state, *_ = load("tnn-fairseq_lm-v2-pre")
         state = {name: tensor for name, tensor in state.items() if not name.endswith(".gamma")}
         with pytest.raises(DataError, match=r"tnn.fairseq_lm or fd.fairseq_lm: say which, --family"):
             recognize(state, {})
@@ -563,7 +538,7 @@ class TestWhatIsRefused:
         assert recognize(state, {**config, "tno_type": "tno_fd"}).family == "fd.fairseq_lm"
 
     def test_recognised_but_not_there(self, load, tmp_path, monkeypatch):
-        _, arguments, weights, _ = load("hgrn-fairseq_lm-base-tied")
+        _, arguments, weights, *_ = load("hgrn-fairseq_lm-base-tied")
         monkeypatch.delitem(FAMILIES, "hgrn.fairseq_lm")
         stored = {key: value for key, value in arguments.items() if key not in NOT_STORED}
         with pytest.raises(DataError, match=r"recognised as hgrn.fairseq_lm, which this version cannot convert"):
@@ -593,7 +568,7 @@ class TestWhatIsRefused:
     @given(data=st.data())
     def test_arguments_of_any_kind(self, load, tmp_path_factory, data):
         """A file may say anything: a model or one clear error comes of it, and every other error fails the test."""
-        _, config, state, _ = load(data.draw(st.sampled_from(LANGUAGE_MODELS + MASKED_LANGUAGE_MODELS)))
+        _, config, state, *_ = load(data.draw(st.sampled_from(LANGUAGE_MODELS + MASKED_LANGUAGE_MODELS)))
         changed = {
             key: data.draw(st.sampled_from([None, True, -1, 0, 1 << 60, 0.5, math.inf, "", "gelu", [3], {"a": 1}]))
             for key in data.draw(st.lists(st.sampled_from(sorted(config)), max_size=3))
@@ -616,7 +591,7 @@ MASKED_LANGUAGE_MODELS = [
 class TestMaskedLanguageModels:
     @pytest.mark.parametrize("name", MASKED_LANGUAGE_MODELS)
     def test_tensors_tell_sizes_and_parts(self, load, name):
-        family, config, state, tokens = load(name)
+        family, config, state, (tokens, *_), *_ = load(name)
         told = {key.replace("decoder", "encoder") for key in TOLD_BY_TENSORS}
         told |= {"max_positions", "no_token_positional_embeddings", "untie_weights_roberta", "nk"}
         given = {key: value for key, value in config.items() if key not in told}
@@ -627,7 +602,7 @@ class TestMaskedLanguageModels:
 
     @pytest.mark.parametrize("name", MASKED_LANGUAGE_MODELS)
     def test_the_run_folder_holds_the_model(self, load, tmp_path, name):
-        family, config, state, _ = load(name)
+        family, config, state, *_ = load(name)
         stored = {key: value for key, value in config.items() if key not in NOT_STORED}
         expected = from_reference(family, config, state)
         path = save_fairseq(tmp_path / "checkpoint_best.pt", state, stored)
@@ -637,7 +612,7 @@ class TestMaskedLanguageModels:
         holds_the_same(AutoModelForMaskedLM.from_pretrained(tmp_path / "run", dtype=torch.float64), expected)
 
     def test_names_of_old_versions(self, load, tmp_path):
-        family, config, state, _ = load("tnn-fairseq_roberta-v2")
+        family, config, state, *_ = load("tnn-fairseq_roberta-v2")
         old = {
             re.sub("^encoder", "decoder", name).replace(".layernorm_embedding.", ".emb_layer_norm."): tensor
             for name, tensor in state.items()
@@ -648,7 +623,7 @@ class TestMaskedLanguageModels:
         holds_the_same(Run(made.folder).load_model("cpu"), from_reference(family, config, state))
 
     def test_the_mask_is_behind_the_dictionary(self, call, load, tmp_path):
-        _, config, state, _ = load("tnn-fairseq_roberta-v2")
+        _, config, state, *_ = load("tnn-fairseq_roberta-v2")
         rows = config["vocab_size"]
         words = [f"word{i}" for i in range(rows - 5)]
         (tmp_path / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))

@@ -60,7 +60,6 @@ def pretrained(load):
 
     def pretrained(name):
         family, config, state, inputs, _, kwargs = load(name)
-        state.pop("positions_used", None)
         found = recognize(state, config, config, family)
         return to_pretrained(found, state), from_reference(family, config, state), inputs, kwargs
 
@@ -226,7 +225,6 @@ class TestLanguageModels:
 
         def run(name):
             family, config, state, *_ = load(name)
-            state.pop("positions_used", None)
             rows = config["vocab_size"] - 4 - ("roberta" in family)
             lines = text.read_text().splitlines()[:rows]
             text.write_text("\n".join(lines) + "\n")
@@ -447,7 +445,7 @@ class TestEvaluation:
         (tmp_path / "options.json").write_text(json.dumps(config))
         made = convert(tmp_path / "x.pt", tmp_path / "run", config=tmp_path / "options.json")
         assert (made.family, made.task) == (family, "sequence-classification")
-        with pytest.raises(DataError, match="which task of the Long Range Arena it is for is not known"):
+        with pytest.raises(DataError, match="it is of is not known: convert it with --task lra-NAME"):
             evaluate_run(made.folder, tmp_path, progress=False)
 
     @pytest.mark.parametrize("name", ["transnormer-im_vit-t1-ffn", "primal-cv_vit-base", "tnn-im_vit-tiny-prenorm"])
