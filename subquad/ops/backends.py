@@ -13,7 +13,7 @@ BACKENDS = ("auto", "reference", "torch", "numba", "triton", "liger")
 IMPLEMENTED = {
     "toeplitz": ("numba", "torch", "reference"),
     "spectral_filter": ("torch", "reference"),
-    "ski": ("torch", "reference"),
+    "ski": ("numba", "torch", "reference"),
     "linear_recurrence": ("numba", "torch", "reference"),
     "gated_product": ("numba", "reference"),
     "gated_input": ("numba", "reference"),

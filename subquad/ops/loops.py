@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Multiplications and additions may be fused; nothing else is reordered, and NaNs stay NaNs.
@@ -29,6 +30,11 @@ def run(loop: Callable[..., None], *arguments: list) -> None:
     loop(*itertools.chain(*arguments))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def widened(tensor: Tensor, lanes: int) -> np.ndarray:
+    """As `array`, with channels (the last axis) of zeros up to the number of a task where there are fewer."""
+    return array(tensor if tensor.shape[-1] >= lanes else F.pad(tensor.detach(), (0, lanes - tensor.shape[-1])))
 
 
 def array(tensor: Tensor) -> np.ndarray:

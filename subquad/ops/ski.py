@@ -11,13 +11,14 @@ else is computed in float32, y has the dtype of x. Cost: linear in the length, K
 
 | backend   | what it is                                                     | gradients |
 | reference | W as a matrix, both Toeplitz products by their matrices        | autograd, any order |
+| numba     | compiled loops: W and taps in one pass (CPU)                   | hand-written, first order |
 | torch     | W and Wᵀ block by block as small matrix products, tap by tap   | hand-written, first order |
 
 W A Wᵀ is its own adjoint but for Aᵀ, so with g the gradient of y and z = Wᵀ x, the gradient of x is Tᵀ g + W Aᵀ Wᵀ g,
 that of A's lag m is Σ_k (Wᵀ g)[k] z[k − m], that of tap m is Σ_i g[i] x[i − m].
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, *, backend: str
             on a present output.
         kernel: (2K − 1, dim), the entries of A for lags −(K−1) … K−1 in units of `spacing`.
         spacing: Distance of the K inducing positions, at least 1; the last one must not lie before the last input.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "reference", "numba" or "torch".
 
     Returns:
         y (batch, length, dim), dtype of `x`.
@@ -64,7 +65,7 @@ def ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, *, backend: str
     backend = choose("ski", backend, x.device)
     if backend == "reference" or x.numel() == 0:
         return _reference(x, taps, kernel, spacing)
-    return _ski(x, taps, kernel, spacing)
+    return _ski(x, taps, kernel, spacing, backend)
 
 
 def hat_functions(positions: Tensor, num_knots: int) -> Tensor:
@@ -120,15 +121,19 @@ def _gather(x: Tensor, spacing: float, num_inducing: int) -> Tensor:
     return z
 
 
-def _interpolate(z: Tensor, spacing: float, out: Tensor) -> Tensor:
-    """W z, written to `out` (batch, length, dim)."""
-    for rows, inducing, weights in _blocks(out, spacing, z.shape[1]):
-        out[:, rows] = weights @ z[:, inducing]
-    return out
+def _combine(x: Tensor, taps: Tensor, z: Tensor, spacing: float) -> Tensor:
+    """T x + W z (batch, length, dim)."""
+    y = x.new_empty(x.shape)
+    for rows, inducing, weights in _blocks(x, spacing, z.shape[1]):
+        y[:, rows] = weights @ z[:, inducing]
+    for sequences, tap, outputs, inputs in _tap_by_tap(x, len(taps)):
+        y[sequences, outputs].addcmul_(x[sequences, inputs], taps[tap])
+    return y
 
 
-def _tap_by_tap(length: int, dim: int, batch: int, num_taps: int) -> Iterator[tuple[slice, int, slice, slice]]:
+def _tap_by_tap(x: Tensor, num_taps: int) -> Iterator[tuple[slice, int, slice, slice]]:
     """Sequences, tap, outputs, and the inputs that the tap brings there, in an order that is kind to the cache."""
+    batch, length, dim = x.shape
     num_rows = min(length, max(1, BLOCK_ELEMENTS // dim))
     num_sequences = max(1, BLOCK_ELEMENTS // (dim * num_rows))
     for sequence in range(0, batch, num_sequences):
@@ -141,65 +146,71 @@ def _tap_by_tap(length: int, dim: int, batch: int, num_taps: int) -> Iterator[tu
                     yield slice(sequence, sequence + num_sequences), tap, slice(start, stop), inputs
 
 
-def _add_taps(y: Tensor, x: Tensor, taps: Tensor) -> Tensor:
-    """Add T x to `y`."""
-    batch, length, dim = x.shape
-    for sequences, tap, outputs, inputs in _tap_by_tap(length, dim, batch, len(taps)):
-        y[sequences, outputs].addcmul_(x[sequences, inputs], taps[tap])
-    return y
-
-
 def _tap_gradients(gradient: Tensor, x: Tensor, num_taps: int) -> Tensor:
-    batch, length, dim = x.shape
-    grad_taps = x.new_zeros(num_taps, dim)
-    for sequences, tap, outputs, inputs in _tap_by_tap(length, dim, batch, num_taps):
+    """The gradients of the taps (num_taps, dim) from that of y."""
+    grad_taps = x.new_zeros(num_taps, x.shape[2])
+    for sequences, tap, outputs, inputs in _tap_by_tap(x, num_taps):
         grad_taps[tap] += (gradient[sequences, outputs] * x[sequences, inputs]).sum((0, 1))
     return grad_taps
 
 
+def _passes(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
+    """Wᵀ x, T x + W z and the gradients of the taps."""
+    if backend == "numba":
+        from subquad.ops import ski_numba
+
+        return ski_numba.gather, ski_numba.combine, ski_numba.tap_gradients
+    return _gather, _combine, _tap_gradients
+
+
+# --- operator --------------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("subquad::ski", mutates_args=())
-def _ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> Tensor:
+def _ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, backend: str) -> Tensor:
     dtype, num_inducing = accumulator(x), (kernel.shape[0] + 1) // 2
+    gather, combine, _ = _passes(backend)
     wide = x.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        z = toeplitz(_gather(wide, spacing, num_inducing), kernel.to(dtype), center=num_inducing - 1)
-        y = _interpolate(z, spacing, out=wide.new_empty(x.shape))
-        return _add_taps(y, wide, taps.to(dtype)).to(x.dtype)
+        z = toeplitz(gather(wide, spacing, num_inducing), kernel.to(dtype), center=num_inducing - 1)
+        return combine(wide, taps.to(dtype), z, spacing).to(x.dtype)
 
 
 @_ski.register_fake
-def _(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> Tensor:
+def _(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, backend: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("subquad::ski_backward", mutates_args=())
 def _ski_backward(
-    gradient: Tensor, x: Tensor, taps: Tensor, kernel: Tensor, spacing: float
+    gradient: Tensor, x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, num_inducing = accumulator(x), (kernel.shape[0] + 1) // 2
+    gather, combine, tap_gradients = _passes(backend)
     wide, gradient = x.to(dtype), gradient.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        incoming, z = (_gather(tensor, spacing, num_inducing) for tensor in (gradient, wide))
-        backend = choose("toeplitz", "auto", x.device)
-        grad_z, grad_kernel = toeplitz_gradients(incoming, z, kernel.to(dtype), num_inducing - 1, backend)
-        grad_x = _interpolate(grad_z, spacing, out=wide.new_empty(x.shape))
-        _add_taps(grad_x, gradient, taps.to(dtype).flip(0))
-        grad_taps = _tap_gradients(gradient, wide, len(taps))
+        incoming, z = (gather(tensor, spacing, num_inducing) for tensor in (gradient, wide))
+        inner = choose("toeplitz", "auto", x.device)
+        grad_z, grad_kernel = toeplitz_gradients(incoming, z, kernel.to(dtype), num_inducing - 1, inner)
+        grad_x = combine(gradient, taps.to(dtype).flip(0), grad_z, spacing)
+        grad_taps = tap_gradients(gradient, wide, len(taps))
     return grad_x.to(x.dtype), grad_taps.to(taps.dtype), grad_kernel.to(kernel.dtype).contiguous()
 
 
 @_ski_backward.register_fake
-def _(gradient: Tensor, x: Tensor, taps: Tensor, kernel: Tensor, spacing: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    gradient: Tensor, x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), taps.new_empty(taps.shape), kernel.new_empty(kernel.shape)
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.spacing = inputs
+    *tensors, ctx.spacing, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, gradient):
-    return *_ski_backward(gradient, *ctx.saved_tensors, ctx.spacing), None
+    return *_ski_backward(gradient, *ctx.saved_tensors, ctx.spacing, ctx.backend), None, None
 
 
 _ski.register_autograd(_differentiate, setup_context=_save)

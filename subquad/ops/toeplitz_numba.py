@@ -13,11 +13,10 @@ import functools
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numba import prange
 from torch import Tensor
 
-from subquad.ops.loops import FASTMATH, array, compiled, run
+from subquad.ops.loops import FASTMATH, compiled, run, widened
 
 LANES = 32
 """Channels of a task, and the number of turns of all innermost loops: fixed, or they are several times as slow."""
@@ -255,11 +254,6 @@ def _tables_of(size: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     return _tables(1 << ((size + 1) // 2 - 1).bit_length(), torch.empty(0, dtype=dtype).numpy().dtype)
 
 
-def _widened(x: Tensor) -> np.ndarray:
-    """The numbers of `x`, with channels of zeros up to a full task where there are fewer."""
-    return array(x if x.shape[-1] >= LANES else F.pad(x.detach(), (0, LANES - x.shape[-1])))
-
-
 def product(x: Tensor, kernel: Tensor, first: int, num_outputs: int, size: int) -> Tensor:
     """The entries from `first` on of the convolution along the length, which wraps around at `size` or later.
 
@@ -275,7 +269,7 @@ def product(x: Tensor, kernel: Tensor, first: int, num_outputs: int, size: int) 
     """
     dim = x.shape[2]
     y = x.new_empty(x.shape[0], num_outputs, max(dim, LANES))
-    run(_forward, [_widened(x), _widened(kernel), first, *_tables_of(size, x.dtype), y.numpy()])
+    run(_forward, [widened(x, LANES), widened(kernel, LANES), first, *_tables_of(size, x.dtype), y.numpy()])
     return y[..., :dim].contiguous()
 
 
@@ -283,6 +277,6 @@ def product_backward(gradient: Tensor, x: Tensor, kernel: Tensor, first: int, si
     """The gradients of x and kernel, contiguous; arguments as in `product`."""
     dim = x.shape[2]
     grad_x, grad_kernel = (tensor.new_empty(*tensor.shape[:-1], max(dim, LANES)) for tensor in (x, kernel))
-    inputs = [_widened(tensor) for tensor in (gradient, x, kernel)]
+    inputs = [widened(tensor, LANES) for tensor in (gradient, x, kernel)]
     run(_backward, inputs, [first, *_tables_of(size, x.dtype), grad_x.numpy(), grad_kernel.numpy()])
     return grad_x[..., :dim].contiguous(), grad_kernel[..., :dim].contiguous()

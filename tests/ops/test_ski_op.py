@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from support import assert_close
 
 from subquad.ops import ski, toeplitz
+from subquad.ops.backends import HAS_NUMBA
 from subquad.ops.ski import hat_functions
+
+DTYPES = torch.float32, torch.float64
+FAST = ["torch", *(["numba"] if HAS_NUMBA else [])]
 
 
 def make(batch, length, dim, num_taps, num_inducing, dtype=torch.float64, seed=0):
@@ -24,11 +28,12 @@ def run(tensors, spacing, **options):
     return y, *torch.autograd.grad((y * cotangent).sum(), tensors)
 
 
-def assert_equals_the_reference(tensors, spacing):
+def assert_equals_the_reference(tensors, spacing, backends=FAST):
     names = ("y", "gradient of x", "gradient of taps", "gradient of kernel")
-    ours, expected = run(tensors, spacing), run(tensors, spacing, backend="reference")
-    for name, a, b in zip(names, ours, expected, strict=True):
-        assert_close(a, b, name=name)
+    expected = run(tensors, spacing, backend="reference")
+    for backend in backends:
+        for name, a, b in zip(names, run(tensors, spacing, backend=backend), expected, strict=True):
+            assert_close(a, b, name=f"{name}, {backend}")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +58,34 @@ def test_any_spacing(length, half, spacing, more, data):
 
 def test_many_wide_sequences_are_taken_in_blocks(monkeypatch):
     monkeypatch.setattr(importlib.import_module("subquad.ops.ski"), "BLOCK_ELEMENTS", 12)
-    assert_equals_the_reference(make(5, 14, 4, 7, 5), 3.5)
-    assert_equals_the_reference(make(5, 2, 2, 7, 2), 1.0)
+    assert_equals_the_reference(make(5, 14, 4, 7, 5), 3.5, ["torch"])
+    assert_equals_the_reference(make(5, 2, 2, 7, 2), 1.0, ["torch"])
+
+
+@pytest.mark.parametrize(("batch", "length", "dim", "num_taps"), [(2, 130, 32, 5), (1, 64, 33, 1), (3, 70, 100, 201)])
+def test_channels_and_rows_of_several_tasks(batch, length, dim, num_taps):
+    assert_equals_the_reference(make(batch, length, dim, num_taps, 9), (length - 1) / 8)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_long_sums_stay_accurate(backend):
+    """Gradients of the taps are sums over all rows."""
+    tensors = make(4, 5000, 3, 3, 9, torch.float32)
+    *_, taps, kernel = run(tensors, 5000 / 8, backend=backend)
+    *_, exact_taps, exact_kernel = run([t.detach().double().requires_grad_() for t in tensors], 5000 / 8)
+    assert_close(taps.double(), exact_taps, torch.float32)
+    assert_close(kernel.double(), exact_kernel, torch.float32)
+
+
+def test_nothing_leaks_from_where_no_input_is():
+    """A number that is none stays where taps and inducing positions bring it."""
+    x, taps, kernel = make(1, 200, 40, 3, 5)
+    x = x.detach().clone()
+    x[0, 100, 7] = torch.nan
+    for backend in FAST:
+        y = ski(x, taps.detach(), torch.zeros_like(kernel), 50.0, backend=backend)
+        assert not y[..., :7].isnan().any()
+        assert not y[..., 8:].isnan().any()
 
 
 def test_rows_of_the_interpolation():
@@ -105,25 +136,26 @@ def test_error_of_a_smooth_kernel(spacing):
     assert 0.9 * bound < error <= bound
 
 
-def test_half_precision_is_accumulated_in_float32():
+@pytest.mark.parametrize("backend", FAST)
+def test_half_precision_is_accumulated_in_float32(backend):
     tensors = make(2, 700, 4, 9, 30, torch.float32)
     x, taps, kernel = tensors
     x = x.detach().bfloat16().requires_grad_()
-    y = ski(x, taps, kernel, 25.0)
+    y = ski(x, taps, kernel, 25.0, backend=backend)
     assert y.dtype == torch.bfloat16
     assert_close(y.double(), ski(x.double(), taps.double(), kernel.double(), 25.0), torch.bfloat16)
     y.float().sum().backward()
     assert (x.grad.dtype, taps.grad.dtype, kernel.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 
-def test_positions_are_exact_far_out():
+@pytest.mark.parametrize("backend", FAST)
+def test_positions_are_exact_far_out(backend):
     x, taps, kernel = make(1, 20000, 1, 1, 40, torch.float32)
-    assert_close(
-        ski(x, taps, kernel, 517.3).double(), ski(x.double(), taps.double(), kernel.double(), 517.3), torch.float32
-    )
+    y, exact = (ski(*(t.to(dtype) for t in (x, taps, kernel)), 517.3, backend=backend) for dtype in DTYPES)
+    assert_close(y.double(), exact, torch.float32)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_autocast_changes_nothing(backend):
     tensors = make(2, 30, 3, 3, 5, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -142,8 +174,9 @@ def test_nothing_to_multiply(batch, dim):
     assert y.shape == grad_x.shape == (batch, 9, dim)
 
 
-def test_the_registered_operator_is_sound():
-    torch.library.opcheck(torch.ops.subquad.ski.default, (*make(2, 9, 3, 5, 4), 3.0))
+@pytest.mark.parametrize("backend", FAST)
+def test_the_registered_operator_is_sound(backend):
+    torch.library.opcheck(torch.ops.subquad.ski.default, (*make(2, 9, 3, 5, 4), 3.0, backend))
 
 
 def test_compiles_with_inductor():
