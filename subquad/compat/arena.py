@@ -26,7 +26,7 @@ PIPELINES = {
 
 # What the programs call their data, and their orders of pixels.
 DATASETS = {"listops": "listops", "imdb": "text", "aan": "retrieval", "cifar": "image", "pathfinder": "pathfinder"}
-ORDERS = {"bitreversal": "bit_reversal"}
+ORDERS = {"br": "bit_reversal", "snake": "snake", "hilbert": "hilbert", "transpose": TRANSPOSE}
 PATHX_SIDE = 128
 
 
@@ -63,8 +63,7 @@ def data_options(found: Recognized, config: Any, said: str | None = None) -> dic
             )
     else:
         task = _told(dataset, fitting) if "_name_" in dataset else _likely(found, config, dataset, fitting)
-    # Pixels that are averaged, or not centred, are inputs that we do not make.
-    if task is None or dataset.get("pool") not in (None, 1) or dataset.get("center") is False:
+    if task is None or not _is_read_by_us(config, dataset):
         return {}
     return {"task": task, "pipeline": PIPELINES[found.family], **_reading(found, config, dataset, task)}
 
@@ -87,6 +86,17 @@ def _fits(task: str, config: Any) -> bool:
     return is_possible and not (is_text and config.input_features is not None)
 
 
+def _is_read_by_us(config: Any, dataset: Mapping[str, Any]) -> bool:
+    """Whether we make the inputs: no pixels that are averaged, not centred, or of an order or a size of their own."""
+    order = dataset.get("permute")
+    return (
+        dataset.get("pool") in (None, 1)
+        and dataset.get("center") is not False
+        and dataset.get("resolution") in (None, SIDE, PATHX_SIDE)
+        and (order is None or (str(order) in ORDERS and config.input_features is not None))
+    )
+
+
 def _told(dataset: Mapping[str, Any], fitting: list[str]) -> str | None:
     """The task that the program's own name of its data means."""
     task = DATASETS.get(str(dataset["_name_"]))
@@ -98,7 +108,8 @@ def _told(dataset: Mapping[str, Any], fitting: list[str]) -> str | None:
 def _likely(found: Recognized, config: Any, dataset: Mapping[str, Any], fitting: list[str]) -> str | None:
     """The task that the sizes speak for."""
     if PIPELINES[found.family] == "byte":
-        has_pixels = found.config["max_seq_len"] <= SIDE * SIDE
+        length = found.config["max_seq_len"]
+        has_pixels = isinstance(length, int) and length <= SIDE * SIDE
     else:
         has_pixels = config.input_features is not None or bool(dataset.get("tokenize"))
     likely = [task for task in fitting if (("s4", task) not in RULES) == has_pixels or task == "retrieval"]
@@ -117,8 +128,7 @@ def _reading(found: Recognized, config: Any, dataset: Mapping[str, Any], task: s
     else:
         options = {"tokenize": config.input_features is None or None}
         if task == "image" and config.input_features is not None:
-            order = dataset.get("permute")
             # The pixels column after column are features of their own.
-            order = TRANSPOSE if config.input_features % 2 == 0 else ORDERS.get(str(order), order)
+            order = TRANSPOSE if config.input_features % 2 == 0 else ORDERS.get(str(dataset.get("permute")))
             options |= {"colour": config.input_features % 3 == 0 or None, "permute": order}
     return {name: value for name, value in options.items() if value is not None}

@@ -22,6 +22,7 @@ def random_split(counts: Sequence[int], seed: int = SEED) -> list[np.ndarray]:
 
     Raises:
         DataError: A part has no example.
+        ValueError: The seed is no whole number, or too large.
 
     Example:
         >>> train, valid = random_split([45_000, 5_000])
@@ -30,5 +31,7 @@ def random_split(counts: Sequence[int], seed: int = SEED) -> list[np.ndarray]:
     """
     if min(counts) < 1:
         raise DataError(f"{sum(counts)} examples are too few to be divided: the parts would have {list(counts)}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"the seed must be a whole number from 0 to 2⁶³ − 1, got {seed!r}")
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed)).numpy()
     return np.split(order, np.cumsum(counts)[:-1])

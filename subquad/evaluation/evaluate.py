@@ -66,8 +66,8 @@ def evaluate_run(
     result, used = EVALUATIONS[run.task](
         run, data, split, length=length, context_window=context_window, device=device, progress=progress
     )
-    is_usual = split == run.evaluated_split and not context_window and length in (None, run.training_length)
-    if run.is_converted and (is_usual or run.training_length is None):
+    is_usual = split == run.evaluated_split and not context_window
+    if run.is_converted and is_usual and (length is None or run.training_length in (None, length)):
         _record(run, result, used, split)
     return result
 

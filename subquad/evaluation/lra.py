@@ -186,9 +186,9 @@ def _open(folder: Path | str) -> Run:
     run = Run(folder)
     run.require_task("sequence-classification", "the table of the Long Range Arena")
     arena_options(run)
-    needed = ("accuracy", "examples", *(() if run.is_converted else ("steps",)))
-    is_complete = all(isinstance(run.metrics.get(name), int | float) for name in needed)
-    if not is_complete or not (run.is_converted or "validation" in run.metrics):
+    has_figures = _share(run.metrics.get("accuracy")) is not None and (_whole(run.metrics.get("examples")) or 0) > 0
+    has_training = _whole(run.metrics.get("steps")) is not None and "validation" in run.metrics
+    if not (has_figures and (run.is_converted or has_training) and run.metrics.get("split", "test") == "test"):
         status = run.info.get("status")
         hint = f": `subquad evaluate {folder} --data FOLDER` computes it" if run.is_converted else ""
         raise DataError(f"{folder}: has no result yet (metrics.json); its status is {status}{hint}")
@@ -241,9 +241,7 @@ def _cell(model: str, pipeline: str, task: str, group: Sequence[tuple[Run, Publi
             f"{', '.join(map(str, seeds))}: give one run of each seed"
         )
     all_metrics = [run.metrics for run, *_ in group]
-    last = [
-        metrics["last_accuracy"] for metrics in all_metrics if isinstance(metrics.get("last_accuracy"), int | float)
-    ]
+    last = [share for metrics in all_metrics if (share := _share(metrics.get("last_accuracy"))) is not None]
     return Cell(
         model,
         pipeline,
@@ -274,7 +272,13 @@ def _recorded(run: Run, *names: str) -> int | None:
 
 def _whole(value: Any) -> int | None:
     """The value, if it is a whole number."""
-    return value if isinstance(value, int) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _share(value: Any) -> float | None:
+    """The value, if it is a share, from 0 to 1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= 1 else None
 
 
 def _changes(data: Mapping[str, Any]) -> list[str]:

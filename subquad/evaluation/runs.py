@@ -92,7 +92,7 @@ class Run:
             content = yaml.safe_load(self._read_text("recipe.yaml"))
         except (yaml.YAMLError, RecursionError) as error:
             raise DataError(f"{path}: not YAML ({_first_line(error)})") from None
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or _refers_to_itself(content, set(), set()):
             raise DataError(f"{path}: not a recipe")
         return content
 
@@ -166,8 +166,15 @@ class Run:
 
     @property
     def device_batch_size(self) -> int:
-        """Examples that are on a device at once in the recipe."""
-        return self._field(self.recipe, "training", "device_batch_size", kind=int) or 8
+        """Examples that are on a device at once in the recipe.
+
+        Raises:
+            DataError: There are none.
+        """
+        size = self._field(self.recipe, "training", "device_batch_size", kind=int) or 8
+        if size < 1:
+            raise DataError(f"{self.folder / 'recipe.yaml'}: training.device_batch_size must be positive, got {size}")
+        return size
 
     @property
     def is_converted(self) -> bool:
@@ -384,6 +391,19 @@ def _leaves(name: str, content: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{name} {key}".strip(), value)
     elif content is not None:
         yield name.replace("_", " "), str(content)
+
+
+def _refers_to_itself(content: Any, above: set[int], seen: set[int]) -> bool:
+    """Whether a part of YAML content is its own part, which aliases allow."""
+    place = id(content)
+    if not isinstance(content, dict | list) or place in seen:
+        return False
+    if place in above:
+        return True
+    values = content.values() if isinstance(content, dict) else content
+    is_circular = any(_refers_to_itself(value, above | {place}, seen) for value in values)
+    seen.add(place)
+    return is_circular
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ W A Wᵀ is its own adjoint but for Aᵀ, so with g the gradient of y and z = W�
 that of A's lag m is Σ_k (Wᵀ g)[k] z[k − m], that of tap m is Σ_i g[i] x[i − m].
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -58,8 +59,8 @@ def ski(x: Tensor, taps: Tensor, kernel: Tensor, spacing: float, *, backend: str
         if rows.ndim != 2 or rows.shape[1] != x.shape[2] or rows.shape[0] % 2 == 0:
             raise ValueError(f"`{name}` must be (odd number of lags, {x.shape[2]}), got {tuple(rows.shape)}")
     num_inducing = (kernel.shape[0] + 1) // 2
-    if spacing < 1:
-        raise ValueError(f"`spacing` must be at least 1, got {spacing}")
+    if not 1 <= spacing < math.inf:
+        raise ValueError(f"`spacing` must be finite and at least 1, got {spacing}")
     if not torch.compiler.is_compiling() and (x.shape[1] - 1) / spacing > num_inducing - 1 + 1e-6:
         raise ValueError(f"{num_inducing} inducing positions {spacing} apart end before the {x.shape[1]} inputs")
     backend = choose("ski", backend, x.device)

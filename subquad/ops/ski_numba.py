@@ -104,7 +104,7 @@ def _weights(length: int, spacing: float, num_inducing: int, dtype: np.dtype) ->
     """Of each position the inducing position before it, and the weights (2, length) of that and of the next one."""
     positions = np.arange(length) / spacing
     knots = np.minimum(positions.astype(np.int64), num_inducing - 1)
-    shares = positions - knots
+    shares = np.minimum(positions - knots, 1)  # behind the last inducing position there is no weight
     return knots, np.stack([1 - shares, shares]).astype(dtype)
 
 

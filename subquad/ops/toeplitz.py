@@ -76,7 +76,7 @@ def _reference(x: Tensor, kernel: Tensor, center: int, num_outputs: int) -> Tens
     length = x.shape[1]
     i = torch.arange(length - num_outputs, length, device=x.device)
     rows = center + i.unsqueeze(1) - torch.arange(length, device=x.device)
-    matrix = kernel[rows.clamp(0, len(kernel) - 1)].to(accumulator(x))
+    matrix = kernel.to(accumulator(x))[rows.clamp(0, len(kernel) - 1)]
     matrix = matrix * ((rows >= 0) & (rows < len(kernel))).unsqueeze(-1)
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum("ijd,bjd->bid", matrix, x.to(matrix.dtype)).to(x.dtype)

@@ -264,12 +264,22 @@ class _Run:
             print(text, file=sys.stderr)
 
 
+def _status_of_run(folder: Path) -> Any:
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise ValueError(f"{folder / 'run.json'}: damaged, not a JSON object: it does not say what to resume")
+    return info.get("status")
+
+
 def _recipe_of_run(folder: Path, overrides: Iterable[str]) -> Recipe:
     """The recipe of a run to resume."""
     path = folder / "recipe.yaml"
     if not path.is_file() or not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: not a run folder (no recipe.yaml and run.json): nothing to resume")
-    status = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("status")
+    status = _status_of_run(folder)
     if status == "converted":
         raise ValueError(
             f"{folder}: a converted checkpoint, there is no training to resume; `subquad train RECIPE --init {folder}` "

@@ -43,7 +43,7 @@ TEXT, PAIRS, TEN, GREY = classifier(), classifier(pairs=True), classifier(10), c
         ({"_name_": "cifar"}, classifier(10, features=3), {"task": "image", "colour": True}),
         ({"_name_": "cifar"}, classifier(10, features=6), {"task": "image", "colour": True, "permute": "transpose"}),
         (
-            {"_name_": "cifar", "permute": "bitreversal"},
+            {"_name_": "cifar", "permute": "br"},
             classifier(10, features=1),
             {"task": "image", "permute": "bit_reversal"},
         ),
@@ -63,6 +63,9 @@ def test_what_a_checkpoint_of_s4_tells(dataset, config, expected):
         ({"_name_": "imdb"}, GREY),
         ({"_name_": "pathfinder", "pool": 4}, GREY),
         ({"_name_": "pathfinder", "center": False}, GREY),
+        ({"_name_": "pathfinder", "resolution": 64}, GREY),
+        ({"_name_": "cifar", "tokenize": True, "permute": "br"}, TEN),
+        ({"_name_": "cifar", "permute": "zigzag"}, classifier(10, features=1)),
     ],
 )
 def test_classifiers_of_something_else(dataset, config):

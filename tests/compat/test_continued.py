@@ -167,6 +167,13 @@ def test_the_long_range_arena(listops, tmp_path):
     result = call("lra", run.folder, "--output", tmp_path / "table")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[2].startswith("hgrn.lra")
+    for content in ("[]", "{", "[" * 100_000):
+        (tmp_path / "damaged").mkdir(exist_ok=True)
+        (tmp_path / "damaged" / "recipe.yaml").write_text("{}")
+        (tmp_path / "damaged" / "run.json").write_text(content)
+        result = call("train", "--resume", tmp_path / "damaged")
+        assert result.exit_code == 2
+        assert "damaged, not a JSON object" in " ".join(result.stderr.split())
     result = call("train", "--resume", start)
     assert result.exit_code == 2
     assert "a converted checkpoint, there is no training to resume; `subquad train RECIPE --init" in result.stderr

@@ -410,6 +410,10 @@ class TestEvaluation:
         assert "has no result yet (metrics.json); its status is converted: `subquad evaluate" in message
         evaluate_run(run, listops, split="valid", progress=False)
         assert not (run / "metrics.json").exists()
+        recipe = (run / "recipe.yaml").read_text()
+        (run / "recipe.yaml").write_text(recipe.replace("  max_length: 2048\n", ""))  # as of images
+        evaluate_run(run, listops, split="valid", progress=False)
+        assert not (run / "metrics.json").exists()
         accuracy = evaluate_run(run, listops, progress=False).accuracy
         assert Run(run).metrics["data"]["fingerprint"] == data.fingerprint
 

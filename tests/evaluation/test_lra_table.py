@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from subquad import cli
 from subquad.data import DataError
+from subquad.data.splits import random_split
 from subquad.evaluation import Run
 from subquad.evaluation.accuracy import open_arena
 from subquad.evaluation.lra import TITLES, lra_cells, lra_notes, lra_table, published_results, save_lra
@@ -212,6 +213,14 @@ def test_a_recipe_may_leave_the_mixers_to_the_configuration(tmp_path):
     ("file", "content", "message"),
     [
         ("metrics.json", {"accuracy": "high", "examples": 9, "steps": 1, "validation": ""}, "has no result yet"),
+        *(
+            ("metrics.json", {"examples": 9, "steps": 1, "validation": "", **wrong}, "has no result yet")
+            for wrong in (
+                *({"accuracy": value} for value in (float("nan"), 10**400, True, -0.5, None)),
+                {"accuracy": 0.5, "examples": 0},
+                {"accuracy": 0.5, "split": "valid"},
+            )
+        ),
         ("config.json", {"architectures": ["SubquadForSequenceClassification"]}, "has no list of mixers"),
         ("config.json", {"mixers": ["tno"]}, "has no list of mixers"),
     ],
@@ -221,6 +230,18 @@ def test_files_of_others_that_say_nothing(tmp_path, file, content, message):
     (run / file).write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
         lra_cells([run])
+
+
+def test_recipes_of_others(tmp_path):
+    run = lra_run(tmp_path / "run", "tnn-lra-listops")
+    (run / "recipe.yaml").write_text("task: sequence-classification\ndata: &d {task: image, pipeline: s4, x: *d}\n")
+    with pytest.raises(DataError, match="not a recipe"):
+        lra_cells([run])
+    with pytest.raises(ValueError, match="the seed must be a whole number"):
+        random_split([8, 2], "seven")
+    (run / "recipe.yaml").write_text("training: {device_batch_size: -1}\n")
+    with pytest.raises(DataError, match="device_batch_size must be positive, got -1"):
+        _ = Run(run).device_batch_size
 
 
 def test_a_recipe_does_not_say_where_files_are_written(tmp_path):

@@ -208,6 +208,7 @@ def test_a_second_derivative_is_refused():
         ((2, 4, 3), (2, 3), (3, 3), {}, r"`taps` must be \(odd number of lags, 3\), got \(2, 3\)"),
         ((2, 4, 3), (3, 3), (3, 2), {}, r"`kernel` must be \(odd number of lags, 3\), got \(3, 2\)"),
         ((2, 4, 3), (3, 3), (7, 3), {"spacing": 0.5}, "at least 1, got 0.5"),
+        ((2, 4, 3), (3, 3), (7, 3), {"spacing": float("nan")}, "at least 1, got nan"),
         ((2, 9, 3), (3, 3), (5, 3), {"spacing": 3.0}, "3 inducing positions 3.0 apart end before the 9 inputs"),
         ((2, 4, 3), (3, 3), (3, 3), {"spacing": 3.0, "backend": "triton"}, "ski has no triton implementation"),
     ],

@@ -102,6 +102,17 @@ def test_half_precision_is_accumulated_in_float32(dtype, backend):
     assert (x.grad.dtype, kernel.grad.dtype) == (dtype, torch.float32)
 
 
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+def test_gradients_of_half_precision_kernels_are_summed_in_float32(backend):
+    x, kernel = make(3, 130, 8, 9, torch.float32)
+    kernel = kernel.detach().bfloat16().requires_grad_()
+    exact = kernel.detach().double().requires_grad_()
+    toeplitz(x, kernel, center=4, backend=backend).square().sum().backward()
+    toeplitz(x.double(), exact, center=4, backend="reference").square().sum().backward()
+    error = (kernel.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 2**-8  # it is rounded once
+
+
 @pytest.mark.parametrize("backend", FAST)
 def test_float32_is_as_exact_as_float32(backend):
     x, kernel = make(2, 4096, 2, 4096)
