@@ -43,7 +43,7 @@ def data_options(found: Recognized, config: Any, said: str | None = None) -> dic
         The options; empty for a classifier of something else.
 
     Raises:
-        DataError: What is said is no task, or contradicts the classifier.
+        DataError: What is said is no task, or contradicts the classifier, or its inputs are none that we make.
     """
     if found.family not in PIPELINES or said == OTHER:
         return {}
@@ -64,6 +64,10 @@ def data_options(found: Recognized, config: Any, said: str | None = None) -> dic
     else:
         task = _told(dataset, fitting) if "_name_" in dataset else _likely(found, config, dataset, fitting)
     if task is None or not _is_read_by_us(config, dataset):
+        if said is not None:
+            raise DataError(
+                f"--task {said}: its pixels are read in a way that is not known here, by dataset: {dataset}"
+            )
         return {}
     return {"task": task, "pipeline": PIPELINES[found.family], **_reading(found, config, dataset, task)}
 

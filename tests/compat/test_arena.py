@@ -96,6 +96,8 @@ def test_the_task_can_be_said():
         data_options(short, TEXT, "lra-texts")
     with pytest.raises(DataError, match="--task lra-listops: does not fit a classifier of 2 classes, of single"):
         data_options(short, TEXT, "lra-listops")
+    with pytest.raises(DataError, match=r"read in a way that is not known here, by dataset: \{'pool': 4\}"):
+        data_options(found(dataset={"pool": 4}), GREY, "lra-pathfinder")
     with pytest.raises(DataError, match="whose inputs are 1 values at each position"):
         data_options(found(dataset={}), GREY, "lra-text")
 
