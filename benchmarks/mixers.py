@@ -63,11 +63,11 @@ PAIRS: dict[str, Callable[[int, int], dict[str, nn.Module]]] = {
 
 
 def run(module: nn.Module, x: Tensor, cotangent: Tensor) -> list[Tensor]:
-    """The output, and the gradients of the input and of every parameter that is trained."""
+    """The output, and the gradients of the input and of every parameter that is trained, from that of the output."""
     y = module(x)
     y = y[0] if isinstance(y, tuple) else y
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [y, *torch.autograd.grad((y * cotangent).sum(), [x, *parameters])]
+    return [y, *torch.autograd.grad(y, [x, *parameters], cotangent)]
 
 
 def measure(name: str, args: argparse.Namespace) -> None:
