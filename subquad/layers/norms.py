@@ -7,57 +7,16 @@ Those with an epsilon in their name have it inside the root, x / √(mean(x²) +
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from subquad.ops import rms_norm
 from subquad.registry import unknown_name
-
-EPSILON = 1e-8
 
 
 def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def simple_rms_norm(x: Tensor) -> Tensor:
-    """The formula x / (‖x‖₂/√d + 1e-8) over the last axis of `x` (..., dim), in the dtype of `x`."""
-    if torch.compiler.is_compiling():
-        # A compiler differentiates and fuses the formula itself.
-        wide = _widen(x)
-        return (wide / (_root_mean_square(wide) + EPSILON)).to(x.dtype)
-    return _SimpleRMSNorm.apply(x)
-
-
-def _root_mean_square(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-
-
-class _SimpleRMSNorm(torch.autograd.Function):
-    """`simple_rms_norm`, with a gradient that passes over the memory half as often as that of the formula.
-
-    With r = ‖x‖/√d, s = r + 1e-8 and g the gradient of y, that of x is (g − x · (g·x)/(d r s))/s.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        wide = _widen(x)
-        root = _root_mean_square(wide)
-        ctx.save_for_backward(x, root)
-        return (wide / (root + EPSILON)).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, root = ctx.saved_tensors
-        wide, gradient = _widen(x), _widen(gradient)
-        scale = root + EPSILON
-        along = (gradient * wide).sum(-1, keepdim=True) / (x.shape[-1] * root * scale)
-        # At x = 0 the norm is x/1e-8.
-        along.masked_fill_(root == 0, 0)
-        return torch.addcmul(gradient, wide, along, value=-1).div_(scale).to(x.dtype)
 
 
 def _epsilon_rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -73,7 +32,7 @@ class SimpleRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., dim)."""
-        return simple_rms_norm(x)
+        return rms_norm(x)
 
 
 class RMSNorm(nn.Module):
@@ -86,7 +45,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., dim)."""
-        y = self.weight * simple_rms_norm(x)
+        y = self.weight * rms_norm(x)
         return y if self.bias is None else y + self.bias
 
 
@@ -100,7 +59,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., dim)."""
-        return self.weight * simple_rms_norm(x) * torch.sigmoid(self.gate * x)
+        return self.weight * rms_norm(x) * torch.sigmoid(self.gate * x)
 
 
 class EpsilonRMSNorm(nn.Module):
@@ -154,6 +113,14 @@ class BatchNorm(nn.BatchNorm1d):
 def apply_norm(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Normalise `x` (batch, length, dim); a norm over positions is told by `mask` which of them are padding."""
     return norm(x, mask) if isinstance(norm, BatchNorm) else norm(x)
+
+
+def apply_norm_to_heads(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Normalise `x` (batch, length, heads, head_dim) over all heads; y is (batch, length, heads · head_dim)."""
+    if isinstance(norm, SimpleRMSNorm):
+        # Heads that come before the length in memory are read where they are.
+        return rms_norm(x, num_axes=2).flatten(-2)
+    return apply_norm(norm, x.flatten(-2), mask)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

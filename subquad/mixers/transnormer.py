@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from subquad.layers import apply_norm, build_norm, build_relative_positions
+from subquad.layers import apply_norm_to_heads, build_norm, build_relative_positions
 from subquad.layers.activations import ELU_OFFSETS
 from subquad.mixers.base import Mixer
 
@@ -74,7 +74,7 @@ class TransNormerMixer(Mixer):
 
     def output(self, o: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Norm and output map of what the heads return, (batch, length, heads, head_dim), in the dtype of `x`."""
-        return self.output_proj(apply_norm(self.norm, o.flatten(-2), mask).to(x.dtype))
+        return self.output_proj(apply_norm_to_heads(self.norm, o, mask).to(x.dtype))
 
 
 def packed_positions(cu_seqlens: Tensor, length: int) -> Tensor:

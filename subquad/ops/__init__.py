@@ -7,6 +7,7 @@ from subquad.ops.gated_product import gated_product
 from subquad.ops.linear_attention import linear_attention
 from subquad.ops.linear_cross_entropy import linear_cross_entropy
 from subquad.ops.linear_recurrence import linear_recurrence
+from subquad.ops.rms_norm import rms_norm
 from subquad.ops.rotation import rotate_pairs
 from subquad.ops.ski import ski
 from subquad.ops.spectral_filter import spectral_filter
@@ -21,6 +22,7 @@ __all__ = [
     "linear_attention",
     "linear_cross_entropy",
     "linear_recurrence",
+    "rms_norm",
     "rotate_pairs",
     "ski",
     "spectral_filter",

@@ -17,6 +17,7 @@ IMPLEMENTED = {
     "linear_recurrence": ("numba", "torch", "reference"),
     "gated_product": ("numba", "reference"),
     "gated_input": ("numba", "reference"),
+    "rms_norm": ("numba", "torch", "reference"),
     "rotate_pairs": ("numba", "reference"),
     "linear_attention": ("torch", "reference"),
     "gated_linear_attention": ("torch", "reference"),

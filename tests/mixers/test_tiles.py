@@ -5,8 +5,8 @@ import torch
 from support import assert_close
 
 from subquad.compat.transnormer_grid import WindowAttention
-from subquad.layers.norms import simple_rms_norm
 from subquad.mixers import DiagAttention, DiagAttention2D
+from subquad.ops import rms_norm
 
 HEIGHT, WIDTH, DIM, HEADS = 5, 6, 8, 2
 
@@ -44,7 +44,7 @@ def test_it_is_its_formula_in_every_tile(kernel, tile):
             scores = torch.einsum("bihd,bjhd->bhij", q, k) / (DIM // HEADS) ** 0.5
             weights = scores.softmax(-1) if kernel == "softmax" else scores.relu()
             o = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
-            o = attention.output_proj(o if kernel == "softmax" else simple_rms_norm(o))
+            o = attention.output_proj(o if kernel == "softmax" else rms_norm(o))
             expected[:, top : top + tile, left : left + tile] = o.view_as(here)
     assert_close(attention(x)[0], expected.flatten(1, 2))
 

@@ -5,8 +5,8 @@ import torch
 from laws import Subject
 from support import assert_close
 
-from subquad.layers.norms import simple_rms_norm
 from subquad.mixers import build_mixer
+from subquad.ops import rms_norm
 from subquad.ops.blocks import from_blocks, to_blocks
 
 NORM = {"type": "norm_attention", "num_heads": 2}
@@ -27,7 +27,7 @@ def test_norm_attention_is_its_formula(causal):
     q, k, v = encoded(mixer, x[0], torch.nn.functional.elu)
     scores = q @ k.mT
     o = (scores.tril() if causal else scores) @ v
-    assert_close(subject(x)[0][0], mixer.output_proj(simple_rms_norm(o.transpose(0, 1).flatten(1))))
+    assert_close(subject(x)[0][0], mixer.output_proj(rms_norm(o.transpose(0, 1).flatten(1))))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -43,7 +43,7 @@ def test_diag_attention_is_its_formula(kernel, causal):
         if causal:
             scores = scores.masked_fill(future, -torch.inf)
         o = ((scores.softmax(-1) if kernel == "softmax" else scores.relu()) @ v).transpose(0, 1).flatten(1)
-        outputs.append(mixer.output_proj(o if kernel == "softmax" else simple_rms_norm(o)))
+        outputs.append(mixer.output_proj(o if kernel == "softmax" else rms_norm(o)))
     assert_close(subject(x)[0][0], torch.cat(outputs))
 
 
