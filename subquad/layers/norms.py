@@ -30,9 +30,9 @@ class SimpleRMSNorm(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., dim)."""
-        return rms_norm(x)
+    def forward(self, x: Tensor, num_axes: int = 1) -> Tensor:
+        """Normalise `x` (..., dim), or that of so many axes at the end, whose product is `dim`."""
+        return rms_norm(x, num_axes=num_axes)
 
 
 class RMSNorm(nn.Module):
@@ -119,7 +119,7 @@ def apply_norm_to_heads(norm: nn.Module, x: Tensor, mask: Tensor | None = None) 
     """Normalise `x` (batch, length, heads, head_dim) over all heads; y is (batch, length, heads · head_dim)."""
     if isinstance(norm, SimpleRMSNorm):
         # Heads that come before the length in memory are read where they are.
-        return rms_norm(x, num_axes=2).flatten(-2)
+        return norm(x, num_axes=2).flatten(-2)
     return apply_norm(norm, x.flatten(-2), mask)
 
 

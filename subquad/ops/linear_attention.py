@@ -76,9 +76,6 @@ def linear_attention(
     if q.shape[1] == 1 and cu_seqlens is None:
         # A decoding step: a few expressions cost less than one call of a registered operator.
         return _step(q, k, v, initial_state)
-    if not torch.compiler.is_compiling():
-        # Kept in the order that both passes cut into chunks without a copy.
-        v = v.transpose(1, 2).contiguous().transpose(1, 2)
     return _linear_attention(q, k, v, initial_state, causal, chunk_size, cu_seqlens)
 
 

@@ -13,7 +13,6 @@ Precision: float64 in float64, everything else in float32; y has the dtype of x.
 With s = r + 1e-8 and G the gradient of y, that of x is (G − x (G·x)/(d r s)) / s; at x = 0 it is G/s.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -46,41 +45,38 @@ def rms_norm(x: Tensor, *, num_axes: int = 1, backend: str = "auto") -> Tensor:
         raise ValueError(f"`num_axes` must be from 1 to {x.ndim}, the axes of `x`, got {num_axes}")
     chosen = choose("rms_norm", backend, x.device)
     if chosen == "reference" or torch.compiler.is_compiling():
-        return _formula(x, num_axes)
+        return _formula(x.flatten(-num_axes)).reshape(x.shape)
     if chosen == "torch" or (backend == "auto" and x.numel() <= SMALL):
-        return _RMSNorm.apply(x, num_axes)
+        return _RMSNorm.apply(x.flatten(-num_axes)).reshape(x.shape)
     return _rms_norm(x, num_axes)
 
 
-def _root_mean_square(x: Tensor, num_axes: int) -> Tensor:
-    axes = tuple(range(-num_axes, 0))
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=True) * math.prod(x.shape[-num_axes:]) ** -0.5
+def _root_mean_square(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
 
 
-def _formula(x: Tensor, num_axes: int) -> Tensor:
+def _formula(x: Tensor) -> Tensor:
     wide = x.to(accumulator(x))
-    return (wide / (_root_mean_square(wide, num_axes) + EPSILON)).to(x.dtype)
+    return (wide / (_root_mean_square(wide) + EPSILON)).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num_axes: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = x.to(accumulator(x))
-        root = _root_mean_square(wide, num_axes)
-        ctx.num_axes = num_axes
+        root = _root_mean_square(wide)
         ctx.save_for_backward(x, root)
         return (wide / (root + EPSILON)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, root = ctx.saved_tensors
         wide, gradient = x.to(root.dtype), gradient.to(root.dtype)
         scale = root + EPSILON
-        size = math.prod(x.shape[-ctx.num_axes :])
-        along = (gradient * wide).sum(tuple(range(-ctx.num_axes, 0)), keepdim=True) / (size * root * scale)
+        along = (gradient * wide).sum(-1, keepdim=True) / (x.shape[-1] * root * scale)
         along.masked_fill_(root == 0, 0)
-        return torch.addcmul(gradient, wide, along, value=-1).div_(scale).to(x.dtype), None
+        return torch.addcmul(gradient, wide, along, value=-1).div_(scale).to(x.dtype)
 
 
 @torch.library.custom_op("subquad::rms_norm", mutates_args=())
@@ -115,7 +111,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, gradient):
     def formula(x):
-        return _formula(x, ctx.num_axes)
+        return _formula(x.flatten(-ctx.num_axes)).reshape(x.shape)
 
     def backward(gradient, x):
         return (_rms_norm_backward(gradient, x, ctx.num_axes),)

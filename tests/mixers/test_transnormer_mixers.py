@@ -141,3 +141,10 @@ def test_cutting_and_joining_are_transposes_of_each_other():
 def test_errors(config, message):
     with pytest.raises(ValueError, match=message):
         build_mixer(config, 16)
+
+
+def test_hooks_of_the_norm_are_called():
+    mixer, called = build_mixer(NORM, 8), []
+    mixer.norm.register_forward_hook(lambda *arguments: called.append(True))
+    mixer(torch.randn(2, 5, 8))
+    assert called
