@@ -19,7 +19,7 @@ IMPLEMENTED = {
     "gated_input": ("numba", "reference"),
     "rms_norm": ("numba", "torch", "reference"),
     "rotate_pairs": ("numba", "reference"),
-    "linear_attention": ("torch", "reference"),
+    "linear_attention": ("numba", "torch", "reference"),
     "gated_linear_attention": ("torch", "reference"),
     "linear_cross_entropy": ("liger", "torch", "reference"),
 }

@@ -4,13 +4,13 @@
     bidirectional: o_s = q_s (S_0 + Σ_t k_tᵀ v_t)
 
 Layout: q, k (batch, length, heads, key_dim), v (batch, length, heads, value_dim), states (batch, heads, key_dim,
-value_dim). In memory o has the heads before the length, and q, k and v of that order are cut into chunks without a
-copy. Precision: float64 in float64; everything else is computed, and states are kept, in float32; o has the dtype of v.
-Cost: linear in the length, in time and memory; q, k and v are all that is kept for the backward pass.
+value_dim). Precision: float64 in float64; everything else is computed, and states are kept, in float32; o has the dtype
+of v. Cost: linear in the length, in time and memory; q, k and v are all that is kept for the backward pass.
 
 | backend   | what it is                                           | gradients of every input and state |
 | reference | the triangle of scores; loop over packed sequences   | autograd, any order |
 | torch     | chunks: scores inside, a state from chunk to chunk   | hand-written, first order |
+| numba     | the same, causal, as compiled loops (CPU)            | hand-written, first order |
 
 With Q, K, V the rows of one chunk, S the state before it, M the lower triangle, G the gradient of its outputs O and D
 the gradient of the state after it:
@@ -18,7 +18,9 @@ the gradient of the state after it:
     O = Q S + (Q Kᵀ ⊙ M) V                S ← S + Kᵀ V
     ∂Q = G Sᵀ + (G Vᵀ ⊙ M) K;   ∂K = V Dᵀ + (G Vᵀ ⊙ M)ᵀ Q;   ∂V = K D + (Q Kᵀ ⊙ M)ᵀ G;   D ← D + Qᵀ G
 
-Bidirectional: no scores, S and D are the sums over all chunks. Packed sequences are moved to begin with a chunk.
+Bidirectional: no scores, S and D are the sums over all chunks. In the backend of torch o and the gradients have the
+heads before the length in memory, q, k and v of that order are cut into chunks without a copy, and packed sequences are
+moved to begin with a chunk. Compiled loops read any order; what they return has that one in the gradients of q and k.
 """
 
 from itertools import accumulate, pairwise
@@ -58,7 +60,7 @@ def linear_attention(
         chunk_size: Rows that are multiplied at once; a causal sequence of up to twice as many is one chunk.
         cu_seqlens: (num_sequences + 1,) int, boundaries of sequences packed into one row: the batch must be 1, sums
             start anew at each, and states are (num_sequences, heads, key_dim, value_dim). Empty sequences are allowed.
-        backend: "auto", "reference" or "torch".
+        backend: "auto", "numba", "torch" or "reference"; compiled loops are for causal sums.
 
     Returns:
         o (batch, length, heads, value_dim), dtype of `v`, and the sum after the last position (of each sequence),
@@ -68,15 +70,32 @@ def linear_attention(
         ValueError: If shapes or dtypes do not fit or the backend cannot run.
     """
     _validate(q, k, v, initial_state, chunk_size, cu_seqlens)
-    backend = choose("linear_attention", backend, q.device)
+    chosen = choose("linear_attention", backend, q.device)
     if initial_state is not None:
         initial_state = initial_state.to(accumulator(v))
-    if backend == "reference":
+    if chosen == "reference":
         return _reference(q, k, v, initial_state, causal, cu_seqlens)
+    if chosen == "numba" and backend == "auto" and (not causal or _too_few(q, cu_seqlens)):
+        chosen = "torch"
+    if chosen == "numba" and not causal:
+        raise ValueError(
+            "backend 'numba' of linear_attention is causal: use backend='torch' for sums over all positions"
+        )
     if q.shape[1] == 1 and cu_seqlens is None:
         # A decoding step: a few expressions cost less than one call of a registered operator.
         return _step(q, k, v, initial_state)
-    return _linear_attention(q, k, v, initial_state, causal, chunk_size, cu_seqlens)
+    return _linear_attention(q, k, v, initial_state, causal, chunk_size, cu_seqlens, chosen)
+
+
+def _too_few(q: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Whether compiled loops, twice as fast, would leave more than half of the threads without a sequence of a head.
+
+    Compilers are not asked: the answer would hold for one size of the batch only.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return 2 * sequences * q.shape[2] < torch.get_num_threads()
 
 
 def _validate(
@@ -271,6 +290,23 @@ def _segments(q: Tensor, v: Tensor, causal: bool, chunk_size: int, cu_seqlens: T
     return [slice(start, start + rows) for start in range(0, length, rows)]
 
 
+# --- the operator ----------------------------------------------------------------------------------------------------
+
+
+def _spans(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[int, int, int]]]:
+    """What compiled loops take: everything in the dtype of states, and for each state its row, begin and end."""
+    wide, (batch, length) = accumulator(v), q.shape[:2]
+    if cu_seqlens is None:
+        spans = [(row, 0, length) for row in range(batch)]
+    else:
+        spans = [(0, start, stop) for start, stop in pairwise(boundaries(cu_seqlens, length))]
+    if state is None:
+        state = v.new_zeros(len(spans), *q.shape[2:], v.shape[3], dtype=wide)
+    return q.to(wide), k.to(wide), v.to(wide), state, spans
+
+
 @torch.library.custom_op("subquad::linear_attention", mutates_args=())
 def _linear_attention(
     q: Tensor,
@@ -280,7 +316,13 @@ def _linear_attention(
     causal: bool,
     chunk_size: int,
     cu_seqlens: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "numba":
+        from subquad.ops import linear_attention_numba
+
+        o, final = linear_attention_numba.forward(*_spans(q, k, v, initial_state, cu_seqlens), chunk_size)
+        return o.to(v.dtype), final
     segments = _segments(q, v, causal, chunk_size, cu_seqlens)
     with torch.autocast(v.device.type, enabled=False):
         if len(segments) == 1:
@@ -293,9 +335,10 @@ def _linear_attention(
 
 
 @_linear_attention.register_fake
-def _(q, k, v, initial_state, causal, chunk_size, cu_seqlens):
+def _(q, k, v, initial_state, causal, chunk_size, cu_seqlens, backend):
     sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return heads_first(v, v.shape), v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=accumulator(v))
+    o = v.new_empty(v.shape) if backend == "numba" else heads_first(v, v.shape)
+    return o, v.new_empty(sequences, *q.shape[2:], v.shape[3], dtype=accumulator(v))
 
 
 @torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
@@ -309,7 +352,17 @@ def _linear_attention_backward(
     causal: bool,
     chunk_size: int,
     cu_seqlens: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if backend == "numba":
+        from subquad.ops import linear_attention_numba
+
+        wide = grad_o.to(grad_final.dtype)
+        *gradients, grad_state = linear_attention_numba.backward(
+            wide, grad_final, *_spans(q, k, v, initial_state, cu_seqlens), chunk_size
+        )
+        grad_q, grad_k, grad_v = (gradient.to(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True))
+        return grad_q, grad_k, grad_v, grad_state
     segments = _segments(q, v, causal, chunk_size, cu_seqlens)
     with torch.autocast(v.device.type, enabled=False):
         if len(segments) == 1:
@@ -328,21 +381,22 @@ def _linear_attention_backward(
 
 
 @_linear_attention_backward.register_fake
-def _(grad_o, grad_final, q, k, v, initial_state, causal, chunk_size, cu_seqlens):
-    return *(heads_first(x, x.shape) for x in (q, k, v)), grad_final.new_empty(grad_final.shape)
+def _(grad_o, grad_final, q, k, v, initial_state, causal, chunk_size, cu_seqlens, backend):
+    grad_v = v.new_empty(v.shape) if backend == "numba" else heads_first(v, v.shape)
+    return heads_first(q, q.shape), heads_first(k, k.shape), grad_v, grad_final.new_empty(grad_final.shape)
 
 
 def _save(ctx, inputs, output):
-    q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens = inputs
+    q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, initial_state, cu_seqlens)
 
 
 def _differentiate(ctx, grad_o, grad_final):
     q, k, v, initial_state, cu_seqlens = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_initial = _linear_attention_backward(
-        grad_o, grad_final, q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens
+        grad_o, grad_final, q, k, v, initial_state, ctx.causal, ctx.chunk_size, cu_seqlens, ctx.backend
     )
-    return grad_q, grad_k, grad_v, None if initial_state is None else grad_initial, None, None, None
+    return grad_q, grad_k, grad_v, None if initial_state is None else grad_initial, None, None, None, None
 
 
 _linear_attention.register_autograd(_differentiate, setup_context=_save)
