@@ -20,7 +20,8 @@ the gradient of the state after it:
 
 Bidirectional: no scores, S and D are the sums over all chunks. In the backend of torch o and the gradients have the
 heads before the length in memory, q, k and v of that order are cut into chunks without a copy, and packed sequences are
-moved to begin with a chunk. Compiled loops read any order; what they return has that one in the gradients of q and k.
+moved to begin with a chunk. Compiled loops read any order; their gradients of q and k have the heads first in memory, o
+and the gradient of v are contiguous.
 """
 
 from itertools import accumulate, pairwise
@@ -57,7 +58,8 @@ def linear_attention(
         initial_state: Sum of outer products from before the first position, (batch, heads, key_dim, value_dim);
             default zeros.
         causal: Whether the sum ends at the position itself.
-        chunk_size: Rows that are multiplied at once; a causal sequence of up to twice as many is one chunk.
+        chunk_size: Rows that are multiplied at once. Compiled loops round it up to a multiple of 16; for torch a causal
+            sequence of up to twice as many is one chunk.
         cu_seqlens: (num_sequences + 1,) int, boundaries of sequences packed into one row: the batch must be 1, sums
             start anew at each, and states are (num_sequences, heads, key_dim, value_dim). Empty sequences are allowed.
         backend: "auto", "numba", "torch" or "reference"; compiled loops are for causal sums.
@@ -90,7 +92,7 @@ def linear_attention(
 def _too_few(q: Tensor, cu_seqlens: Tensor | None) -> bool:
     """Whether compiled loops, twice as fast, would leave more than half of the threads without a sequence of a head.
 
-    Compilers are not asked: the answer would hold for one size of the batch only.
+    While compiling the answer is no: it would fix the size of the batch.
     """
     if torch.compiler.is_compiling():
         return False

@@ -1,8 +1,8 @@
 """Causal linear attention as compiled loops for the CPU: a task walks along one sequence of one head, chunk by chunk.
 
-The equations of a chunk are those of `linear_attention`. Its rows and the state stay in the cache, and of the triangle
-of scores only what is not zero is computed; beside inputs and outputs nothing is written to memory. The backward pass
-walks twice: forwards for the gradient of the queries, backwards for those of keys and values.
+The equations of a chunk are those of `linear_attention`. Its rows and the state stay in the cache, of the triangle of
+scores only what is not zero is computed, and nothing but inputs and outputs is as long as the sequence. The backward
+pass walks twice: forwards for the gradient of the queries, backwards for those of keys and values.
 
 Legend: q, k, v, g rows of a chunk in tiles (chunk, dim), filled up with zeros; g gradient of the output; t transposed.
 """
@@ -23,7 +23,7 @@ from subquad.ops.loops import FASTMATH, array, compiled, run
 # What is called stands in this file: compiled loops are kept on disk until the file they are in changes.
 
 ROWS, COLUMNS = 4, 16
-"""The part of a product that is summed at once, in the registers of 256 bits that there are: 8 of 16."""
+"""The part of a product that is summed at once: in float32 8 registers of 256 bits, of 16."""
 
 Span = tuple[int, int, int]
 
@@ -107,6 +107,25 @@ def _copy(typingctx, target, target_place, source, source_place, count):
 
 _helper = njit(fastmath=FASTMATH)
 
+# Loops in place of slices that are assigned, which take seconds to compile.
+
+
+@_helper
+def _clear(tile, first):
+    """Zeros in the rows from `first` on."""
+    for r in range(first, len(tile)):
+        for c in range(tile.shape[1]):
+            tile[r, c] = 0
+
+
+@_helper
+def _take(target, source):
+    """Copy the part that both matrices have."""
+    for r in range(min(len(target), len(source))):
+        for c in range(min(target.shape[1], source.shape[1])):
+            target[r, c] = source[r, c]
+
+
 # --- products of tiles: rows in fours, columns in sixteens -----------------------------------------------------------
 
 
@@ -135,7 +154,7 @@ def _add_transposed(c, a, b, lower):
 def _scores(c, a, b_t):
     """The lower triangle C of A B; beyond blocks of 4 × 4 on the diagonal, nothing above it is ever read."""
     size, inner = len(c), a.shape[1]
-    c[:] = 0
+    _clear(c, 0)
     for i in range(0, size, ROWS):
         for j in range(0, i + ROWS, COLUMNS):
             _add_block(c, i * size + j, size, a, i * inner, inner, 1, b_t, j, size, inner)
@@ -159,47 +178,47 @@ def _whole(dim):
 
 
 @_helper
-def _read(tile, x, place, stride, rows, dim):
-    """Copy rows of x, `stride` apart, to a tile that is zero beside them."""
+def _read(tile, x, strides, at, rows, dim):
+    """Copy rows of x, from `at` (row of the batch, position, head) on, to a tile that is zero beside them."""
+    place = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
     for r in range(rows):
-        _copy(tile, r * tile.shape[1], x, place + r * stride, dim)
-    tile[rows:] = 0
+        _copy(tile, r * tile.shape[1], x, place + r * strides[1], dim)
+    _clear(tile, rows)
 
 
 @_helper
-def _write(x, tile, place, stride, rows, dim):
+def _write(x, tile, strides, at, rows, dim):
+    place = at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2]
     for r in range(rows):
-        _copy(x, place + r * stride, tile, r * tile.shape[1], dim)
+        _copy(x, place + r * strides[1], tile, r * tile.shape[1], dim)
 
 
 # --- the walks along the chunks --------------------------------------------------------------------------------------
 
 
-@compiled
-def _forward(q, k, v, state, o, spans, strides, chunk):
-    heads, key_dim, value_dim = state.shape[1:]
-    inner, width = _whole(key_dim), _whole(value_dim)
-    for task in prange(len(spans) * heads):
-        (row, first, last), head = spans[task // heads], task % heads
-        q_c, k_c = np.zeros((chunk, inner), q.dtype), np.zeros((chunk, inner), q.dtype)
-        v_c, o_c = np.zeros((chunk, width), q.dtype), np.empty((chunk, width), q.dtype)
-        k_t, scores = np.empty((inner, chunk), q.dtype), np.empty((chunk, chunk), q.dtype)
-        sums = np.zeros((inner, width), q.dtype)
-        sums[:key_dim, :value_dim] = state[task // heads, head]
-        for start in range(first, last, chunk):
-            rows = min(chunk, last - start)
-            places = row * strides[:, 0] + start * strides[:, 1] + head * strides[:, 2]
-            _read(q_c, q, places[0], strides[0, 1], rows, key_dim)
-            _read(k_c, k, places[1], strides[1, 1], rows, key_dim)
-            _read(v_c, v, places[2], strides[2, 1], rows, value_dim)
-            o_c[:] = 0
-            _add_product(o_c, q_c, sums, False)
-            _transpose(k_t, k_c)
-            _scores(scores, q_c, k_t)
-            _add_product(o_c, scores, v_c, True)
-            _add_transposed(sums, k_c, v_c, False)
-            _write(o, o_c, places[3], strides[3, 1], rows, value_dim)
-        state[task // heads, head] = sums[:key_dim, :value_dim]
+@_helper
+def _outputs(q, k, v, state, o, span, head, strides, chunk):
+    """Forwards in time, with the state before each chunk, which ends as that after the last."""
+    row, first, last = span
+    (key_dim, value_dim), inner = state.shape, _whole(state.shape[0])
+    q_c, k_c = np.zeros((chunk, inner), k.dtype), np.zeros((chunk, inner), k.dtype)
+    v_c, k_t = np.zeros((chunk, _whole(value_dim)), k.dtype), np.empty((inner, chunk), k.dtype)
+    scores, o_c = np.empty((chunk, chunk), k.dtype), np.empty_like(v_c)
+    sums = np.zeros((inner, v_c.shape[1]), k.dtype)
+    _take(sums, state)
+    for start in range(first, last, chunk):
+        rows, at = min(chunk, last - start), (row, start, head)
+        _read(q_c, q, strides[0], at, rows, key_dim)
+        _read(k_c, k, strides[1], at, rows, key_dim)
+        _read(v_c, v, strides[2], at, rows, value_dim)
+        _clear(o_c, 0)
+        _add_product(o_c, q_c, sums, False)
+        _transpose(k_t, k_c)
+        _scores(scores, q_c, k_t)
+        _add_product(o_c, scores, v_c, True)
+        _add_transposed(sums, k_c, v_c, False)
+        _write(o, o_c, strides[3], at, rows, value_dim)
+    _take(state, sums)
 
 
 @_helper
@@ -211,20 +230,19 @@ def _queries_backward(k, v, g, state, grad_q, span, head, strides, chunk):
     g_c, v_t = np.zeros_like(v_c), np.empty(v_c.T.shape, k.dtype)
     scores, grad_c = np.empty((chunk, chunk), k.dtype), np.empty_like(k_c)
     sums_t = np.zeros((v_c.shape[1], inner), k.dtype)
-    sums_t[:value_dim, :key_dim] = state.T
+    _take(sums_t, state.T)
     for start in range(first, last, chunk):
-        rows = min(chunk, last - start)
-        places = row * strides[:, 0] + start * strides[:, 1] + head * strides[:, 2]
-        _read(k_c, k, places[1], strides[1, 1], rows, key_dim)
-        _read(v_c, v, places[2], strides[2, 1], rows, value_dim)
-        _read(g_c, g, places[3], strides[3, 1], rows, value_dim)
-        grad_c[:] = 0
+        rows, at = min(chunk, last - start), (row, start, head)
+        _read(k_c, k, strides[1], at, rows, key_dim)
+        _read(v_c, v, strides[2], at, rows, value_dim)
+        _read(g_c, g, strides[3], at, rows, value_dim)
+        _clear(grad_c, 0)
         _add_product(grad_c, g_c, sums_t, False)
         _transpose(v_t, v_c)
         _scores(scores, g_c, v_t)
         _add_product(grad_c, scores, k_c, True)
         _add_transposed(sums_t, v_c, k_c, False)
-        _write(grad_q, grad_c, places[4], strides[4, 1], rows, key_dim)
+        _write(grad_q, grad_c, strides[4], at, rows, key_dim)
 
 
 @_helper
@@ -237,36 +255,48 @@ def _keys_and_values_backward(q, k, v, g, grad_state, grad_k, grad_v, span, head
     g_c, v_t = np.zeros_like(v_c), np.empty(v_c.T.shape, k.dtype)
     scores, grad_k_c, grad_v_c = np.empty((chunk, chunk), k.dtype), np.empty_like(k_c), np.empty_like(v_c)
     sums, sums_t = np.empty((inner, v_c.shape[1]), k.dtype), np.zeros((v_c.shape[1], inner), k.dtype)
-    sums_t[:value_dim, :key_dim] = grad_state.T
+    _take(sums_t, grad_state.T)
     for start in range(first + (last - first - 1) // chunk * chunk, first - 1, -chunk):
-        rows = min(chunk, last - start)
-        places = row * strides[:, 0] + start * strides[:, 1] + head * strides[:, 2]
-        _read(q_c, q, places[0], strides[0, 1], rows, key_dim)
-        _read(k_c, k, places[1], strides[1, 1], rows, key_dim)
-        _read(v_c, v, places[2], strides[2, 1], rows, value_dim)
-        _read(g_c, g, places[3], strides[3, 1], rows, value_dim)
-        grad_k_c[:] = 0
+        rows, at = min(chunk, last - start), (row, start, head)
+        _read(q_c, q, strides[0], at, rows, key_dim)
+        _read(k_c, k, strides[1], at, rows, key_dim)
+        _read(v_c, v, strides[2], at, rows, value_dim)
+        _read(g_c, g, strides[3], at, rows, value_dim)
+        _clear(grad_k_c, 0)
         _add_product(grad_k_c, v_c, sums_t, False)
         _transpose(v_t, v_c)
         _scores(scores, g_c, v_t)
         _add_transposed(grad_k_c, scores, q_c, True)
-        _write(grad_k, grad_k_c, places[5], strides[5, 1], rows, key_dim)
-        grad_v_c[:] = 0
+        _write(grad_k, grad_k_c, strides[5], at, rows, key_dim)
+        _clear(grad_v_c, 0)
         _transpose(sums, sums_t)
         _add_product(grad_v_c, k_c, sums, False)
         _transpose(k_t, k_c)
         _scores(scores, q_c, k_t)
         _add_transposed(grad_v_c, scores, g_c, True)
-        _write(grad_v, grad_v_c, places[6], strides[6, 1], rows, value_dim)
+        _write(grad_v, grad_v_c, strides[6], at, rows, value_dim)
         _add_transposed(sums_t, g_c, q_c, False)
-    grad_state[:] = sums_t[:value_dim, :key_dim].T
+    _take(grad_state, sums_t.T)
+
+
+# The walks stand in functions of their own: within a parallel loop they take three times as long to compile.
+
+
+@compiled
+def _forward(q, k, v, state, o, spans, strides, chunk):
+    heads = state.shape[1]
+    for task in prange(len(spans) * heads):
+        # Heads last: threads take tasks that follow each other, and packed sequences may be of any length.
+        index, head = task % len(spans), task // len(spans)
+        span = (spans[index, 0], spans[index, 1], spans[index, 2])
+        _outputs(q, k, v, state[index, head], o, span, head, strides, chunk)
 
 
 @compiled
 def _backward(q, k, v, g, state, grad_q, grad_k, grad_v, grad_state, spans, strides, chunk):
     heads = state.shape[1]
     for task in prange(2 * len(spans) * heads):
-        index, head = task // 2 // heads, task // 2 % heads
+        index, head = task // 2 % len(spans), task // 2 // len(spans)
         span = (spans[index, 0], spans[index, 1], spans[index, 2])
         if task % 2:
             _queries_backward(k, v, g, state[index, head], grad_q, span, head, strides, chunk)
@@ -285,7 +315,7 @@ def _walk(tensors: Sequence[Tensor], spans: Sequence[Span], chunk_size: int) -> 
     """What both loops take last: spans, strides of batch, length and heads, and the rows of a chunk."""
     longest = max((stop - start for _, start, stop in spans), default=0)
     chunk = -(-min(chunk_size, max(longest, 1)) // COLUMNS) * COLUMNS
-    strides = np.array([x.stride()[:3] for x in tensors])
+    strides = np.array([x.stride()[:3] for x in tensors], dtype=np.int64)
     return [np.array(spans, dtype=np.int64).reshape(-1, 3), strides, chunk]
 
 

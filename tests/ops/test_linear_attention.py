@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from support import assert_close
 
 from subquad.ops import linear_attention
+from subquad.ops.backends import HAS_NUMBA
 
 NAMES = ("o", "final state", "gradient of q", "gradient of k", "gradient of v", "gradient of the initial state")
 
-BACKENDS = ["torch", "numba"]
+BACKENDS = ["torch", "numba"] if HAS_NUMBA else ["torch"]
+needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
 
 
 def make(batch, length, heads=2, key_dim=3, value_dim=5, sequences=None, dtype=torch.float64, seed=0):
@@ -59,7 +61,7 @@ def test_heads_of_any_width(key_dim, value_dim):
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5), data=st.data())
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5), data=st.data())
 def test_packed_sequences_stand_alone(lengths, data):
     lengths[0] += 1
     causal, chunk_size = data.draw(st.booleans()), data.draw(st.integers(1, 9))
@@ -109,8 +111,10 @@ def test_two_pieces_are_the_whole(cut, backend):
 def test_long_sequences_are_computed_in_pieces(monkeypatch, length):
     module = sys.modules["subquad.ops.linear_attention"]
     monkeypatch.setattr(module, "SEGMENT_NUMBERS", 1)
-    compare(make(2, length), chunk_size=16)
-    compare(make(2, length)[:3], chunk_size=64)
+    for inputs, chunk_size in ((make(2, length), 16), (make(2, length)[:3], 64)):
+        expected = run(inputs, chunk_size=chunk_size, backend="reference")
+        for ours, theirs in zip(run(inputs, chunk_size=chunk_size, backend="torch"), expected, strict=True):
+            assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,6 +159,29 @@ def test_parts_of_tensors_and_rows_said_once(backend):
     expected = run([x.detach().contiguous().requires_grad_() for x in parts], backend="reference")
     for ours, theirs in zip(run(parts, backend=backend), expected, strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_input_may_have_a_dtype_of_its_own(backend):
+    *qkv, state = make(2, 100)
+    dtypes = (torch.bfloat16, torch.float32, torch.float16, torch.float64)
+    mixed = [x.detach().to(dtype).requires_grad_() for x, dtype in zip((*qkv, state), dtypes, strict=True)]
+    o, final = linear_attention(*mixed, backend=backend)
+    assert (o.dtype, final.dtype) == (torch.float16, torch.float32)
+    exact, end = linear_attention(*(x.detach().double() for x in mixed), backend="reference")
+    assert_close(o.double(), exact, torch.float16)
+    assert_close(final.double(), end, torch.float32)
+    # Gradients that are no tensors of their own: one number for all.
+    (o.float().sum() + final.sum()).backward()
+    expected = run_sums([x.detach().double().requires_grad_() for x in mixed])
+    for x, gradient, dtype in zip(mixed, expected, dtypes, strict=True):
+        assert x.grad.dtype == dtype
+        assert_close(x.grad.double(), gradient, torch.bfloat16)
+
+
+def run_sums(inputs):
+    o, final = linear_attention(*inputs, backend="reference")
+    return torch.autograd.grad(o.sum() + final.sum(), inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -224,11 +251,12 @@ def test_the_registered_operator_is_sound():
     torch.library.opcheck(op, (*make(2, 9)[:3], None, False, 2, None, "torch"))
 
 
-def test_compiles_with_inductor():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_with_inductor(backend):
     torch.compiler.reset()
 
     def model(q, k, v, state):
-        o, final = linear_attention(q.sigmoid(), k, v, state)
+        o, final = linear_attention(q.sigmoid(), k, v, state, backend=backend)
         return o.square().sum() + final.sum()
 
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -240,10 +268,11 @@ def test_compiles_with_inductor():
             assert_close(a, b)
 
 
-def test_exports_with_any_length():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exports_with_any_length(backend):
     class Causal(torch.nn.Module):
         def forward(self, q, k, v):
-            return linear_attention(q, k, v)[0]
+            return linear_attention(q, k, v, backend=backend)[0]
 
     length = torch.export.Dim("length", min=2, max=4096)
     example = tuple(x.detach() for x in make(2, 24, dtype=torch.float32)[:3])
@@ -253,6 +282,7 @@ def test_exports_with_any_length():
         assert_close(program.module()(*inputs), linear_attention(*inputs)[0])
 
 
+@needs_numba
 def test_auto_leaves_few_heads_and_sums_over_all_positions_to_torch(monkeypatch):
     module, taken = sys.modules["subquad.ops.linear_attention"], []
     monkeypatch.setattr(module, "_linear_attention", lambda *arguments: taken.append(arguments[-1]))
@@ -284,7 +314,7 @@ def test_a_second_derivative_is_refused(backend):
         ({}, {"chunk_size": 0}, "`chunk_size` must be positive, got 0"),
         ({}, {"cu_seqlens": torch.tensor([0, 4])}, "flatten the batch first"),
         ({}, {"backend": "triton"}, "linear_attention has no triton implementation"),
-        ({}, {"backend": "numba", "causal": False}, "is causal: use backend='torch'"),
+        pytest.param({}, {"backend": "numba", "causal": False}, "is causal: use backend='torch'", marks=needs_numba),
     ],
 )
 def test_errors(changes, options, message):
