@@ -295,7 +295,7 @@ def _segments(q: Tensor, v: Tensor, causal: bool, chunk_size: int, cu_seqlens: T
 # --- the operator ----------------------------------------------------------------------------------------------------
 
 
-def _spans(
+def _for_loops(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[tuple[int, int, int]]]:
     """What compiled loops take: everything in the dtype of states, and for each state its row, begin and end."""
@@ -323,7 +323,7 @@ def _linear_attention(
     if backend == "numba":
         from subquad.ops import linear_attention_numba
 
-        o, final = linear_attention_numba.forward(*_spans(q, k, v, initial_state, cu_seqlens), chunk_size)
+        o, final = linear_attention_numba.forward(*_for_loops(q, k, v, initial_state, cu_seqlens), chunk_size)
         return o.to(v.dtype), final
     segments = _segments(q, v, causal, chunk_size, cu_seqlens)
     with torch.autocast(v.device.type, enabled=False):
@@ -361,7 +361,7 @@ def _linear_attention_backward(
 
         wide = grad_o.to(grad_final.dtype)
         *gradients, grad_state = linear_attention_numba.backward(
-            wide, grad_final, *_spans(q, k, v, initial_state, cu_seqlens), chunk_size
+            wide, grad_final, *_for_loops(q, k, v, initial_state, cu_seqlens), chunk_size
         )
         grad_q, grad_k, grad_v = (gradient.to(x.dtype) for gradient, x in zip(gradients, (q, k, v), strict=True))
         return grad_q, grad_k, grad_v, grad_state

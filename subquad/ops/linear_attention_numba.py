@@ -93,14 +93,9 @@ def _copy(typingctx, target, target_place, source, source_place, count):
 
     def generate(context, builder, signature, arguments):
         target, target_place, source, source_place, count = arguments
-        to = _address(context, builder, target_kind, target, target_place)
-        cgutils.raw_memcpy(
-            builder,
-            to,
-            _address(context, builder, source_kind, source, source_place),
-            count,
-            ir.Constant(_INT, target_kind.dtype.bitwidth // 8),
-        )
+        target = _address(context, builder, target_kind, target, target_place)
+        source = _address(context, builder, source_kind, source, source_place)
+        cgutils.raw_memcpy(builder, target, source, count, ir.Constant(_INT, target_kind.dtype.bitwidth // 8))
 
     return signature, generate
 
@@ -279,9 +274,6 @@ def _keys_and_values_backward(q, k, v, g, grad_state, grad_k, grad_v, span, head
     _take(grad_state, sums_t.T)
 
 
-# The walks stand in functions of their own: within a parallel loop they take three times as long to compile.
-
-
 @compiled
 def _forward(q, k, v, state, o, spans, strides, chunk):
     heads = state.shape[1]
@@ -301,8 +293,7 @@ def _backward(q, k, v, g, state, grad_q, grad_k, grad_v, grad_state, spans, stri
         if task % 2:
             _queries_backward(k, v, g, state[index, head], grad_q, span, head, strides, chunk)
         else:
-            last = grad_state[index, head]
-            _keys_and_values_backward(q, k, v, g, last, grad_k, grad_v, span, head, strides, chunk)
+            _keys_and_values_backward(q, k, v, g, grad_state[index, head], grad_k, grad_v, span, head, strides, chunk)
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -311,7 +302,7 @@ def _flat(x: Tensor) -> np.ndarray:
     return x.detach().as_strided((extent if x.numel() else 0,), (1,)).numpy()
 
 
-def _walk(tensors: Sequence[Tensor], spans: Sequence[Span], chunk_size: int) -> list:
+def _layout(tensors: Sequence[Tensor], spans: Sequence[Span], chunk_size: int) -> list:
     """What both loops take last: spans, strides of batch, length and heads, and the rows of a chunk."""
     longest = max((stop - start for _, start, stop in spans), default=0)
     chunk = -(-min(chunk_size, max(longest, 1)) // COLUMNS) * COLUMNS
@@ -337,7 +328,7 @@ def forward(
     """
     inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
     o, final = v.new_empty(v.shape), state.clone(memory_format=torch.contiguous_format)
-    run(_forward, [*map(_flat, inputs), final.numpy(), _flat(o)], _walk([*inputs, o], spans, chunk_size))
+    run(_forward, [*map(_flat, inputs), final.numpy(), _flat(o)], _layout([*inputs, o], spans, chunk_size))
     return o, final
 
 
@@ -356,5 +347,5 @@ def backward(
     grad_q, grad_k, grad_v = heads_first(q, q.shape), heads_first(k, k.shape), v.new_empty(v.shape)
     grad_state = grad_final.clone(memory_format=torch.contiguous_format)
     arrays = [*map(_flat, inputs), array(state), *map(_flat, (grad_q, grad_k, grad_v)), grad_state.numpy()]
-    run(_backward, arrays, _walk([*inputs, grad_q, grad_k, grad_v], spans, chunk_size))
+    run(_backward, arrays, _layout([*inputs, grad_q, grad_k, grad_v], spans, chunk_size))
     return grad_q, grad_k, grad_v, grad_state
